@@ -1,0 +1,1 @@
+"""Triton kernels, a folder per operation: reference, kernel, operator, configurations. Usable without the compiler."""

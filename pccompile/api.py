@@ -1,0 +1,63 @@
+"""`pccompile.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pccompile.errors import UsageError
+from pccompile.module import PCModule
+from pccompile.rules import ZIL, Rule
+
+__all__ = ["compile"]
+
+
+def compile(
+    model: nn.Module,
+    rule: Rule | None = None,
+    loss_fn: Callable[..., torch.Tensor] | None = None,
+    example_inputs: Any = None,
+    vertices: str | Sequence[str] = "auto",
+    backend: str = "auto",
+    capture: str = "auto",
+    optimize: bool = True,
+) -> PCModule:
+    """Compile a PyTorch model into a predictive-coding program that trains it.
+
+    Args:
+        model: any `nn.Module`, or a `torch.fx.GraphModule`, which is taken as it is. Its parameters and buffers are
+            shared, not copied.
+        rule: ZIL() (the default), FixedPrediction(...), Strict(...) or Incremental(...).
+        loss_fn: loss_fn(outputs, target) -> scalar, for the loss inside the program (`pc.loss`); a function or module.
+            The rules that follow the loss while they infer need it, unless the model returns its own loss.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to capture with now; without
+            them the model is captured at its first call.
+        vertices: what is a vertex, for the rules whose result depends on it: "auto" (nodes for ZIL, layers for the
+            others), "nodes", "layers", or the names of the modules whose outputs are vertices.
+        backend: "auto" or "eager".
+        capture: "auto" (torch.export; a GraphModule as it is), "export", or "symbolic" (torch.fx.symbolic_trace).
+        optimize: False runs the literal program by the reference evaluator; slow, for comparison.
+
+    Returns:
+        A module to call and train like the model.
+
+    Raises:
+        UsageError: an unknown option.
+        CaptureError, DataDependentError, ShapeError, NoDerivativeError: with example inputs, now; else at the first
+            call. The model, its parameters and its buffers stay as they were.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}", cure="give a torch.nn.Module")
+    for name, value, choices in (
+        ("backend", backend, ("auto", "eager")),
+        ("capture", capture, ("auto", "export", "symbolic")),
+    ):
+        if value not in choices:
+            raise UsageError(f"{name}={value!r}", cure=f"choose one of {', '.join(map(repr, choices))}")
+    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, capture, optimize)
+    if example_inputs is not None:
+        pc.prepare(example_inputs)
+    return pc

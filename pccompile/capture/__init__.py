@@ -1,0 +1,80 @@
+"""Capture: model, loss and example inputs -> a functional torch.fx graph with module paths and source lines."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from pccompile.capture.captured import Captured, Effect, Fact, Leaf
+from pccompile.capture.exported import capture_exported
+from pccompile.capture.observe import observe, place_of
+from pccompile.capture.symbolic import capture_symbolic
+from pccompile.ir.grammar import Kind
+
+__all__ = ["Captured", "Effect", "Fact", "Leaf", "capture", "leaf_value", "place_of"]
+
+
+def capture(
+    model: nn.Module,
+    loss_fn: Callable[..., torch.Tensor] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    targets: tuple[Any, ...],
+    method: str,
+) -> Captured:
+    """Capture the model's forward, and the loss after it if there is one, on example inputs.
+
+    Args:
+        method: "auto" (a GraphModule as it is, everything else exported), "export" or "symbolic".
+
+    Raises:
+        CaptureError, ShapeError: see the methods.
+    """
+    symbolic = method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
+    trace = capture_symbolic if symbolic else capture_exported
+    captured = trace(model, loss_fn, args, kwargs, targets)
+    flat = pytree.tree_leaves((args, kwargs, targets))
+    values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
+    seen = observe(captured, values)
+    if captured.loss is not None:
+        outputs = [
+            c if name is None else seen[name] for name, c in zip(captured.outputs, captured.constants, strict=True)
+        ]
+        captured.example_outputs = pytree.tree_unflatten(outputs, captured.output_spec)[1]
+    captured.input_names = input_names(model, args, kwargs, targets)
+    return captured
+
+
+def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[str]:
+    """A readable name for each of the flattened (args, kwargs, targets): the parameter's name in the forward."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names += [f"input_{position}" for position in range(len(names), len(args))]
+    labelled = [*zip(names, args, strict=False), *kwargs.items()]
+    labelled += [("target" if len(targets) == 1 else f"target_{i}", target) for i, target in enumerate(targets)]
+    found = []
+    for name, value in labelled:
+        for path, _ in pytree.tree_flatten_with_path(value)[0]:
+            found.append(name + "".join("_" + re.sub(r"\W", "", str(key)) for key in path))
+    return found
+
+
+def leaf_value(leaf: Leaf, model: nn.Module, loss_fn: Any, flat_inputs: list[Any]) -> Any:
+    """The present value of a placeholder: an argument, or the live parameter or buffer of the model or its loss."""
+    if leaf.kind is Kind.INPUT:
+        return flat_inputs[leaf.index]
+    if leaf.constant is not None:
+        return leaf.constant
+    owner: Any = model
+    path = leaf.path
+    if path.startswith("loss_fn.") and not hasattr(model, "loss_fn"):
+        owner, path = loss_fn, path.removeprefix("loss_fn.")
+    for part in path.split("."):
+        owner = getattr(owner, part)
+    return owner

@@ -1,0 +1,87 @@
+"""Run a captured graph once, node by node, and note what each node is.
+
+Running it is the exact answer to questions that names only hint at: is this operator differentiable, does it draw
+random numbers, what is its shape. Nothing remains of the run: the random state is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from pccompile.capture.captured import Captured, Fact
+from pccompile.errors import PCCompileError, Place, ShapeError
+from pccompile.ir.grammar import Kind
+from pccompile.nodes import call_node, isolated
+
+__all__ = ["observe", "place_of"]
+
+
+def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill `captured.facts` by running every node on detached inputs.
+
+    Args:
+        captured: the graph.
+        leaf_values: the value of every placeholder and get_attr node, by node name.
+
+    Returns:
+        The value of every node.
+
+    Raises:
+        ShapeError: a node cannot run on these values.
+    """
+    values: dict[str, Any] = {name: isolated(value, requires_grad=False) for name, value in leaf_values.items()}
+    devices = sorted({v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda}, key=str)
+    with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad():
+        for node in captured.graph.nodes:
+            if node.op == "output":
+                continue
+            if node.name not in values:
+                before = _random_state(devices)
+                inputs = {
+                    parent.name: isolated(values[parent.name], captured.facts[parent.name].differentiable)
+                    for parent in node.all_input_nodes
+                }
+                values[node.name] = _run(captured, node, inputs)
+                random = _random_state(devices) != before
+            else:
+                random = False
+            source = node.name in leaf_values and captured.leaves[node.name].kind in (Kind.INPUT, Kind.PARAMETER)
+            captured.facts[node.name] = _fact(isolated(values[node.name]) if source else values[node.name], random)
+            values[node.name] = isolated(values[node.name], requires_grad=False)
+    return values
+
+
+def place_of(captured: Captured, node: str) -> Place:
+    """Module path, node and source line of a node, for an error."""
+    return Place(captured.modules.get(node, ("", ""))[0] or "(top level)", node, captured.sources.get(node) or None)
+
+
+def _run(captured: Captured, node: fx.Node, inputs: Mapping[str, Any]) -> Any:
+    try:
+        return call_node(node, inputs)
+    except PCCompileError:
+        raise
+    except Exception as error:
+        shapes = {name: list(v.shape) for name, v in inputs.items() if isinstance(v, torch.Tensor)}
+        cause = f"{type(error).__name__}: {error} (inputs of {node.target}: {shapes})"
+        raise ShapeError(cause, place_of(captured, node.name)) from error
+
+
+def _random_state(devices: list[torch.device]) -> list[bytes]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [state.numpy().tobytes() for state in states]
+
+
+def _fact(value: Any, random: bool) -> Fact:
+    if not isinstance(value, torch.Tensor):
+        tracked = isinstance(value, tuple | list) and any(
+            isinstance(v, torch.Tensor) and v.requires_grad for v in value
+        )
+        return Fact(None, None, tracked, random=random)
+    refused = "NotImplemented" in type(value.grad_fn).__name__ if value.grad_fn is not None else False
+    dtype = str(value.dtype).removeprefix("torch.")
+    return Fact(tuple(value.shape), dtype, value.requires_grad, refused, random, value.untyped_storage()._cdata)

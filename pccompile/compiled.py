@@ -1,0 +1,226 @@
+"""One captured and compiled variant of a model, and its execution for one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pccompile.backends.eager import EagerBackend
+from pccompile.backends.literal import LiteralBackend
+from pccompile.backends.run import Run, State
+from pccompile.build import build_graph
+from pccompile.capture import Captured, leaf_value
+from pccompile.derivatives import Value, local_functions
+from pccompile.errors import UsageError
+from pccompile.ir.grammar import Kind, Program, Vertex
+from pccompile.passes import run as run_passes
+from pccompile.rules import Rule, literal_program
+
+__all__ = ["Compiled", "Execution", "compile_captured", "flatten"]
+
+
+class Backend(Protocol):
+    """What executes a program; see `EagerBackend`."""
+
+    def feed_forward(self, run: Run, clamped: dict[str, Value]) -> State:
+        """Predict every vertex once."""
+
+    def infer(self, run: Run, state: State, outputs: dict[str, Value], keep: bool = False) -> dict[str, Value]:
+        """Run everything after the feed-forward pass."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A captured model with its program and the back end that runs it."""
+
+    captured: Captured
+    program: Program
+    backend: Backend
+
+    @property
+    def loss_vertex(self) -> Vertex | None:
+        """The loss vertex if the loss is inside the program."""
+        return next((vertex for vertex in self.program.vertices if vertex.kind is Kind.LOSS and vertex.nodes), None)
+
+    @property
+    def batch_size(self) -> int:
+        """The first dimension of the first output vertex; 1 if it has none."""
+        for vertex in self.program.vertices:
+            if vertex.kind is Kind.OUTPUT and vertex.components[0].shape:
+                return vertex.components[0].shape[0]
+        return 1
+
+
+def compile_captured(
+    captured: Captured, rule: Rule, vertices: str | Sequence[str], wanted: Sequence[str], optimize: bool
+) -> Compiled:
+    """Captured model -> graph -> literal program -> passes -> back end.
+
+    Args:
+        vertices: "auto" (every node for an exact rule, layers for the others), "nodes", "layers" or module paths.
+        wanted: placeholder nodes whose gradient somebody wants.
+        optimize: False runs the literal program (levelled, if the rule is) by the reference evaluator.
+    """
+    if vertices == "auto":
+        vertices = "nodes" if rule.exact else "layers"
+    if rule.needs_loss and captured.loss is None:
+        captured = replace(captured, loss=_own_loss(captured))
+    program = literal_program(rule, build_graph(captured, vertices, rule.exact, wanted))
+    passes = rule.passes if optimize else [name for name in rule.passes if name == "level"]
+    program = run_passes(program, passes)
+    functions = local_functions(program, captured)
+    backend = EagerBackend(program, functions) if optimize else LiteralBackend(program, functions)
+    return Compiled(captured, program, backend)
+
+
+def _own_loss(captured: Captured) -> str:
+    """The output of a model that computes its loss itself: its only scalar, differentiable output."""
+    scalars = [
+        name
+        for name in captured.outputs
+        if name is not None and captured.facts[name].shape == () and captured.facts[name].differentiable
+    ]
+    if len(set(scalars)) != 1:
+        raise UsageError(
+            "this rule evaluates the loss in every step of inference, and the model has no loss of its own",
+            cure="give loss_fn to pccompile.compile and train with pc.loss(x, y), or use ZIL or FixedPrediction",
+        )
+    return scalars[0]
+
+
+@dataclass
+class Execution:
+    """One batch through a compiled model: the feed-forward pass, then at most one inference at a time."""
+
+    compiled: Compiled
+    run: Run
+    model: nn.Module
+    loss_fn: Callable[..., torch.Tensor] | None
+    flat_inputs: list[Any]
+    state: State | None = None
+    autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list)
+    plain: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        ambient = self.compiled.captured.autocast
+        self.autocast = [
+            (device, ambient and torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in devices
+        ]
+
+    def sources(self) -> dict[str, torch.Tensor]:
+        """The live tensors whose gradient the program computes, by vertex name."""
+        vertex_of = self._vertex_of_leaf()
+        return {
+            vertex_of[node].name: self._leaf(node)
+            for node in self.compiled.captured.leaves
+            if node in vertex_of and vertex_of[node].requires_grad
+        }
+
+    def feed_forward(self) -> list[Any]:
+        """Run the feed-forward pass, and what the forward does to buffers.
+
+        Returns:
+            The flattened outputs (detached), or the loss alone if it is inside the program.
+        """
+        captured = self.compiled.captured
+        changed = {id(effect.leaf) for effect in captured.effects}
+        clamped: dict[str, Value] = {}
+        for node, vertex in self._vertex_of_leaf().items():
+            value = self._leaf(node)
+            if isinstance(value, torch.Tensor):
+                value = value.detach().clone() if id(captured.leaves[node]) in changed else value.detach()
+            clamped[vertex.name] = (value,)
+        with self._environment():
+            self.state = self.compiled.backend.feed_forward(self.run, clamped)
+            values = self.values()
+            for effect in captured.effects:
+                leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs).copy_(values[effect.node])
+        if captured.loss is not None:
+            return [values[captured.loss]]
+        return [constant if name is None else values[name] for name, constant in self._named_outputs()]
+
+    def infer(self, gradients: Sequence[torch.Tensor | None], keep: bool) -> dict[str, torch.Tensor]:
+        """Run the error sweep.
+
+        Args:
+            gradients: the derivative of what is outside by each of the outputs that `feed_forward` returned.
+            keep: another inference from the same state will follow.
+
+        Returns:
+            The gradient of every source that the errors reach, by vertex name.
+
+        Raises:
+            UsageError: the state of the feed-forward pass is gone.
+        """
+        if self.state is None:
+            raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
+        outer, outputs = self._output_derivatives(gradients)
+        with torch.no_grad(), self._environment():
+            found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
+            if not keep:
+                self.state = None
+            result = {name: value[0] for name, value in found.items() if value[0] is not None}
+            return result if outer is None else {name: outer * gradient for name, gradient in result.items()}
+
+    def _output_derivatives(
+        self, gradients: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor | None, dict[str, Value]]:
+        """dF/dmu by vertex, and the factor left for the end where inference is not linear in it."""
+        loss = self.compiled.loss_vertex
+        if loss is None:
+            return None, self._external_derivatives(gradients)
+        given = gradients[0]
+        assert given is not None
+        if not self.run.rule.needs_loss:
+            return None, {loss.name: (given,)}
+        return given / self.run.loss_scale, {loss.name: (torch.full_like(given, self.run.loss_scale),)}
+
+    def _external_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
+        by_node: dict[str, torch.Tensor] = {}
+        for (name, _), gradient in zip(self._named_outputs(), gradients, strict=True):
+            if name is not None and gradient is not None:
+                by_node[name] = by_node[name] + gradient if name in by_node else gradient
+        return {
+            vertex.name: tuple(by_node.get(component.node) for component in vertex.components)
+            for vertex in self.compiled.program.vertices
+            if vertex.kind is Kind.OUTPUT
+        }
+
+    def _named_outputs(self) -> list[tuple[str | None, Any]]:
+        return list(zip(self.compiled.captured.outputs, self.compiled.captured.constants, strict=True))
+
+    def _vertex_of_leaf(self) -> dict[str, Vertex]:
+        return {v.components[0].node: v for v in self.compiled.program.vertices if v.clamped and not v.nodes}
+
+    def _leaf(self, node: str) -> Any:
+        return leaf_value(self.compiled.captured.leaves[node], self.model, self.loss_fn, self.flat_inputs)
+
+    def values(self) -> dict[str, Any]:
+        """Values after the feed-forward pass by FX node, as far as the program keeps them."""
+        values: dict[str, Any] = {}
+        state = self.state or {}
+        for vertex in self.compiled.program.vertices:
+            parts = state.get(("value", vertex.name)) or ()
+            values.update(zip((component.node for component in vertex.components), parts, strict=False))
+        return values
+
+    def _environment(self) -> ExitStack:
+        """The autocast state in which the nodes run: none for an exported graph, the caller's for a symbolic one."""
+        stack = ExitStack()
+        for device, enabled, dtype in self.autocast:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
+        return stack
+
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[Any]:
+    """The flattened inputs that a capture's leaves index."""
+    leaves: list[Any] = pytree.tree_leaves((args, kwargs, targets))
+    return leaves

@@ -1,0 +1,1 @@
+"""Views of a program. Inspection reads and never writes."""

@@ -1,0 +1,334 @@
+"""The trainable module: a model's own parameters, buffers and state_dict, trained by predictive coding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx
+from torch.utils import _pytree as pytree
+
+from pccompile.backends.run import Run
+from pccompile.capture import Captured, capture, leaf_value
+from pccompile.compiled import Compiled, Execution, compile_captured, flatten
+from pccompile.errors import DoubleBackwardError, UsageError
+from pccompile.ir.grammar import Program
+from pccompile.losses import averages_over_batch
+from pccompile.rules import Rule
+
+__all__ = ["PCModule", "as_arguments", "loss_among"]
+
+logger = logging.getLogger("pccompile")
+
+Loss = Callable[..., torch.Tensor]
+
+
+class PCModule(nn.Module):
+    """A model that learns by predictive coding; made by `pccompile.compile`, which documents the arguments.
+
+    It shares the model's parameters, buffers and submodules under the model's own names, so that `state_dict`,
+    `parameters`, `to`, `train` and `eval` act on the model. Called under `no_grad` it is the model.
+
+    Attributes:
+        model: the model.
+        rule: the rule; assigning one that differs only in step size or number of steps compiles nothing again.
+        energies: the energy of each inference step of the last backward pass, if `record_energies` is set.
+        record_energies: note the energies; only rules that move values have them.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        loss_fn: Loss | None,
+        vertices: str | Sequence[str],
+        capture_method: str,
+        optimize: bool,
+    ) -> None:
+        super().__init__()
+        self.__dict__["model"] = model
+        self.__dict__["loss_fn"] = loss_fn
+        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[shared] = getattr(model, shared)
+        self.training = model.training
+        self.rule = rule
+        self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
+        self.capture_method, self.optimize = capture_method, optimize
+        self.record_energies = False
+        self.energies: list[float] = []
+        self._captures: dict[Any, Captured] = {}
+        self._compiled: dict[Any, Compiled] = {}
+        self._latest: Compiled | None = None
+
+    # Calls --------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs; backward through them runs the program's error sweep.
+
+        Raises:
+            CaptureError, ShapeError, NoDerivativeError: at the first call with inputs of this kind.
+            UsageError: the rule needs the loss inside the program, and the model has none.
+        """
+        if not self._learns(flatten(args, kwargs, ())):
+            return self.model(*args, **kwargs)
+        execution = self._execution(args, kwargs, (), None)
+        outputs = _call(execution, self._when_done)
+        captured = execution.compiled.captured
+        if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
+            outputs = self._around_own_loss(outputs[0], execution)
+        return pytree.tree_unflatten(outputs, captured.output_spec)
+
+    def loss(self, inputs: Any, target: Any = None) -> torch.Tensor:
+        """The loss, evaluated inside the program; `backward()` on it fills the parameters' gradients.
+
+        Args:
+            inputs: the model's input: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+            target: what loss_fn(outputs, target) compares with; a tuple is passed as several arguments. Leave it out
+                where the model computes its own loss.
+
+        Raises:
+            UsageError: no loss_fn and the model returns no loss; or the rule trains through `step` only.
+        """
+        if self.rule.name == "Incremental" and self._learns([]):
+            raise UsageError(
+                "the incremental rule changes the parameters while it infers", cure="call pc.step(x, y, optimizer)"
+            )
+        args, kwargs = as_arguments(inputs)
+        targets = _as_targets(target)
+        if self.loss_fn is None:
+            outputs = self(*args, **kwargs)
+            return loss_among(outputs)
+        if not self._learns(flatten(args, kwargs, targets)):
+            value: torch.Tensor = self.loss_fn(self.model(*args, **kwargs), *targets)
+            return value
+        loss: torch.Tensor = _call(self._execution(args, kwargs, targets, self.loss_fn), self._when_done)[0]
+        return loss
+
+    def step(self, inputs: Any, target: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """One whole training step under any rule: gradients, and the parameters' optimizer step.
+
+        For the incremental rule the optimizer steps in every inference step.
+
+        Args:
+            inputs, target: as for `loss`.
+            optimizer: any torch optimizer over the parameters.
+
+        Returns:
+            The loss before the step, detached.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        if self.rule.name != "Incremental":
+            loss = self.loss(inputs, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            return loss.detach()
+        args, kwargs = as_arguments(inputs)
+        targets = () if self.loss_fn is None else _as_targets(target)
+        execution = self._execution(args, kwargs, targets, self.loss_fn)
+        execution.run.optimizer_step = optimizer.step
+        with torch.no_grad():
+            loss = execution.feed_forward()[0]
+            execution.infer([torch.ones_like(loss)], keep=False)
+        self._when_done(execution)
+        return loss
+
+    # Inspection -----------------------------------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The program compiled last (for the last kind of inputs seen).
+
+        Raises:
+            UsageError: nothing has been compiled yet.
+        """
+        if self._latest is None:
+            raise UsageError(
+                "there is no program yet: the model is captured at its first call",
+                cure="call it once, or give example_inputs to pccompile.compile",
+            )
+        return self._latest.program
+
+    def prepare(self, inputs: Any, target: Any = None) -> Program:
+        """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
+        args, kwargs = as_arguments(inputs)
+        targets = _as_targets(target)
+        self._variant(args, kwargs, targets, self.loss_fn if targets else None)
+        return self.program
+
+    # The model's own ------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> PCModule:
+        """Set the model, and this module with it, to training or evaluation mode."""
+        self.model.train(mode)
+        self.training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's state_dict, keys unchanged."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the model's state_dict."""
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "model" not in self.__dict__:
+                raise
+            return getattr(self.model, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles carry: not what was captured and compiled, which is made again when needed."""
+        return {**self.__dict__, "_captures": {}, "_compiled": {}, "_latest": None}
+
+    def extra_repr(self) -> str:
+        """The rule."""
+        return repr(self.rule)
+
+    # Compilation ----------------------------------------------------------------------------------------------------
+
+    def _learns(self, flat: list[Any]) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        tensors = [*self.parameters(), *(value for value in flat if isinstance(value, torch.Tensor))]
+        return any(tensor.requires_grad for tensor in tensors)
+
+    def _execution(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
+    ) -> Execution:
+        kwargs = dict(sorted(kwargs.items()))
+        compiled = self._variant(args, kwargs, targets, loss_fn)
+        run = Run(self.rule, record_energies=self.record_energies)
+        flat = flatten(args, kwargs, targets)
+        execution = Execution(compiled, run, self.model, loss_fn, flat)
+        run.parameters = execution.sources()
+        if self.rule.needs_loss and getattr(self.rule, "batch_energy", "") == "per_sample":
+            run.loss_scale = float(compiled.batch_size) if compiled.captured.mean_loss else 1.0
+        return execution
+
+    def _variant(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
+    ) -> Compiled:
+        """The compiled program for inputs of this kind, from the cache or made now."""
+        kwargs = dict(sorted(kwargs.items()))
+        key = (loss_fn is not None, *_input_key(args, kwargs, targets), *self._model_key())
+        wants = tuple(p.requires_grad for p in self.model.parameters())
+        full_key = (key, wants, _structure(self.rule), self.vertices)
+        if full_key not in self._compiled:
+            if key not in self._captures:
+                captured = capture(self.model, loss_fn, args, kwargs, targets, self.capture_method)
+                if loss_fn is not None:
+                    captured.mean_loss = averages_over_batch(loss_fn, captured.example_outputs, targets)
+                captured.example_outputs = None
+                self._captures[key] = captured
+                logger.info("captured %s: %d nodes", type(self.model).__name__, len(captured.graph.nodes))
+            captured = self._captures[key]
+            wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
+            self._compiled[full_key] = compile_captured(captured, self.rule, self.vertices, wanted, self.optimize)
+        self._latest = self._compiled[full_key]
+        return self._latest
+
+    def _wanted(self, captured: Captured, flat: list[Any], loss_fn: Loss | None) -> list[str]:
+        values = {node: leaf_value(leaf, self.model, loss_fn, flat) for node, leaf in captured.leaves.items()}
+        return [node for node, value in values.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+
+    def _model_key(self) -> tuple[Any, ...]:
+        modes = tuple(module.training for module in self.model.modules())
+        state = tuple((p.dtype, p.device, p.shape) for p in (*self.model.parameters(), *self.model.buffers()))
+        autocast = tuple(
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
+        )
+        return modes, state, autocast
+
+    def _when_done(self, execution: Execution) -> None:
+        self.__dict__["energies"] = execution.run.energies
+
+    def _around_own_loss(self, loss: torch.Tensor, execution: Execution) -> list[Any]:
+        captured = execution.compiled.captured
+        values = execution.values()
+        return [
+            loss if name == captured.loss else constant if name is None else values.get(name)
+            for name, constant in zip(captured.outputs, captured.constants, strict=True)
+        ]
+
+
+class _Sweep(torch.autograd.Function):
+    """Links a program to autograd: forward is the feed-forward pass, backward the error sweep.
+
+    It takes the real parameters, so that gradients reach p.grad the way autograd's do: scaled, averaged, hooked.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, execution: Execution, done: Callable[[Execution], None], *sources: Any) -> Any:
+        ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
+        outputs = execution.feed_forward()
+        execution.plain = [value if not _is_tracked(value) else None for value in outputs]
+        return tuple(value for value in outputs if _is_tracked(value))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor | None) -> Any:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise DoubleBackwardError("backward was called with create_graph=True")
+        execution: Execution = ctx.execution  # type: ignore[attr-defined]
+        given = iter(gradients)
+        by_output = [next(given) if value is None else None for value in execution.plain]
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        found = execution.infer(by_output, keep)
+        ctx.done(execution)  # type: ignore[attr-defined]
+        return None, None, *(found.get(name) for name in execution.sources())
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a model call, from a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def _as_targets(target: Any) -> tuple[Any, ...]:
+    if target is None:
+        return ()
+    return target if isinstance(target, tuple) else (target,)
+
+
+def _call(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
+    tracked = iter(_Sweep.apply(execution, done, *execution.sources().values()))
+    return [next(tracked) if value is None else value for value in execution.plain]
+
+
+def _is_tracked(value: Any) -> bool:
+    return value is None or (isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()))
+
+
+def loss_among(outputs: Any) -> torch.Tensor:
+    """The loss in a model's outputs: the output itself, its "loss" entry or attribute, or its first element."""
+    if isinstance(outputs, torch.Tensor):
+        found: Any = outputs
+    elif isinstance(outputs, Mapping):
+        found = outputs.get("loss")
+    else:
+        found = getattr(outputs, "loss", outputs[0] if isinstance(outputs, tuple | list) else None)
+    if not isinstance(found, torch.Tensor) or found.shape != ():
+        raise UsageError("the model returns no loss", cure="give loss_fn to pccompile.compile")
+    return found
+
+
+def _input_key(args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> tuple[Any, ...]:
+    flat, spec = pytree.tree_flatten((args, kwargs, targets))
+    parts = tuple(
+        (v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, torch.Tensor) else (type(v).__name__, repr(v))
+        for v in flat
+    )
+    return str(spec), parts
+
+
+def _structure(rule: Rule) -> tuple[Any, ...]:
+    """What of a rule the program depends on; step size and number of steps are read at run time."""
+    return rule.name, rule.passes, getattr(rule, "learn_errors", None)

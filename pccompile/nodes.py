@@ -1,0 +1,43 @@
+"""Evaluate one torch.fx node on given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["call_node", "isolated"]
+
+
+def call_node(node: fx.Node, values: Mapping[str, Any]) -> Any:
+    """The value of a call node, given the values of its input nodes by name."""
+    args, kwargs = _fill(node.args, values), _fill(node.kwargs, values)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def isolated(value: Any, requires_grad: bool = True) -> Any:
+    """The value cut off from the graph it came from: tensors are detached and, where they can be, tracked afresh."""
+    if isinstance(value, torch.Tensor):
+        tracked = requires_grad and (value.is_floating_point() or value.is_complex())
+        return value.detach().requires_grad_(tracked)
+    if isinstance(value, tuple | list):
+        return tuple(isolated(part, requires_grad) for part in value)
+    return value
+
+
+def _fill(argument: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(argument, fx.Node):
+        return values[argument.name]
+    if isinstance(argument, tuple):
+        return tuple(_fill(part, values) for part in argument)
+    if isinstance(argument, list):
+        return [_fill(part, values) for part in argument]
+    if isinstance(argument, dict):
+        return {key: _fill(part, values) for key, part in argument.items()}
+    if isinstance(argument, slice):
+        return slice(_fill(argument.start, values), _fill(argument.stop, values), _fill(argument.step, values))
+    return argument

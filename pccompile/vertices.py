@@ -1,0 +1,165 @@
+"""Which FX nodes are vertices: every node, every layer, or the outputs of named modules.
+
+The nodes that are not chosen are evaluated inside the predictions that read them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from pccompile.capture import Captured
+from pccompile.errors import UsageError
+from pccompile.ir.grammar import Kind
+
+__all__ = ["Roles", "choose"]
+
+
+@dataclass
+class Roles:
+    """What each node of a captured graph is to predictive coding; everything is linear in the graph.
+
+    `active` nodes are differentiable functions of an input or a parameter: they can be vertices with an error.
+    `data` nodes depend on an input; the other active ones are functions of parameters alone.
+    `parametric` nodes depend on data and read a parameter (or something made of parameters alone).
+    """
+
+    captured: Captured
+
+    @cached_property
+    def nodes(self) -> list[fx.Node]:
+        """Every node but the output."""
+        return [node for node in self.captured.graph.nodes if node.op != "output"]
+
+    @cached_property
+    def by_name(self) -> dict[str, fx.Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Where each node stands in the graph."""
+        return {node.name: index for index, node in enumerate(self.nodes)}
+
+    @cached_property
+    def active(self) -> set[str]:
+        """Nodes through which a derivative flows, from an input or a parameter."""
+        facts, leaves = self.captured.facts, self.captured.leaves
+        return {n.name for n in self.nodes if facts[n.name].differentiable and n.name not in leaves}
+
+    @cached_property
+    def data(self) -> set[str]:
+        """Nodes that depend on an input."""
+        found: set[str] = set()
+        for node in self.nodes:
+            leaf = self.captured.leaves.get(node.name)
+            is_input = leaf is not None and leaf.kind is Kind.INPUT
+            if is_input or any(parent.name in found for parent in node.all_input_nodes):
+                found.add(node.name)
+        return found
+
+    @cached_property
+    def of_parameters(self) -> set[str]:
+        """Nodes computed from parameters and not from data, the parameters included."""
+        found: set[str] = set()
+        for node in self.nodes:
+            leaf = self.captured.leaves.get(node.name)
+            is_parameter = leaf is not None and leaf.kind is Kind.PARAMETER
+            reads_one = any(parent.name in found for parent in node.all_input_nodes)
+            if is_parameter or (reads_one and node.name not in self.data and node.name in self.active):
+                found.add(node.name)
+        return found
+
+    @cached_property
+    def parametric(self) -> set[str]:
+        """Active nodes that bring a parameter to data."""
+        return {
+            node.name
+            for node in self.nodes
+            if node.name in self.data
+            and node.name in self.active
+            and any(parent.name in self.of_parameters for parent in node.all_input_nodes)
+        }
+
+    def producer(self, name: str) -> str:
+        """The node that computes a tensor: itself, or the operator whose tuple of results it is taken from."""
+        node: fx.Node = self.by_name[name]
+        while node.target is operator.getitem and self._is_tuple(node.args[0]):
+            node = node.args[0]  # type: ignore[assignment]
+        return str(node.name)
+
+    def is_tuple(self, name: str) -> bool:
+        """Whether the node yields several values, which getitem nodes take apart."""
+        return self._is_tuple(self.by_name[name])
+
+    def _is_tuple(self, node: object) -> bool:
+        if not isinstance(node, fx.Node) or node.name in self.captured.leaves:
+            return False
+        if self.captured.facts[node.name].shape is not None:
+            return False
+        return any(user.target is operator.getitem for user in node.users)
+
+
+def choose(roles: Roles, vertices: str | Sequence[str], every_node: bool) -> set[str]:
+    """The nodes whose tensors are vertices.
+
+    Args:
+        vertices: "nodes", "layers", or module paths.
+        every_node: take functions of parameters alone as vertices too (for rules whose result does not depend on it).
+
+    Raises:
+        UsageError: a module path that the forward never passes, or an unknown word.
+    """
+    tensors = {name for name in roles.active if not roles.is_tuple(name)}
+    candidates = tensors if every_node else tensors & roles.data
+    outputs = {name for name in roles.captured.outputs if name in tensors} - {roles.captured.loss}
+    loss_reads = {p.name for name in roles.captured.loss_nodes for p in roles.by_name[name].all_input_nodes}
+    ends = (outputs | (loss_reads & tensors)) - roles.captured.loss_nodes
+    if vertices == "nodes":
+        chosen = candidates
+    elif vertices == "layers":
+        chosen = _layer_ends(roles, tensors)
+    elif isinstance(vertices, str):
+        raise UsageError(f"vertices={vertices!r}", cure='choose "nodes", "layers", or a list of module names')
+    else:
+        chosen = set().union(*(_module_outputs(roles, name, tensors) for name in vertices)) if vertices else set()
+    return ((chosen & _leading_to(roles, ends)) | ends) - roles.captured.loss_nodes - {roles.captured.loss}
+
+
+def _leading_to(roles: Roles, ends: set[str]) -> set[str]:
+    """The nodes from which the loss, or one of the outputs it may read, can be reached along active nodes."""
+    found = ends | ({roles.captured.loss} if roles.captured.loss else set())
+    for node in reversed(roles.nodes):
+        if node.name in roles.active and any(user.name in found for user in node.users):
+            found.add(node.name)
+    return found
+
+
+def _layer_ends(roles: Roles, tensors: set[str]) -> set[str]:
+    """Where each parametric node, with the non-parametric nodes that follow it, is read by the next parametric one."""
+    below: set[str] = set()
+    for node in roles.nodes:
+        inputs = [parent.name for parent in node.all_input_nodes]
+        if node.name in roles.parametric or (node.name in roles.active and any(name in below for name in inputs)):
+            below.add(node.name)
+    read = {parent.name for name in roles.parametric for parent in roles.by_name[name].all_input_nodes}
+    return read & below & tensors & roles.data
+
+
+def _module_outputs(roles: Roles, module: str, tensors: set[str]) -> set[str]:
+    def inside(name: str) -> bool:
+        path = roles.captured.modules.get(name, ("", ""))[0]
+        bare = ".".join(part.partition("@")[0] for part in path.split("."))
+        return bare == module or bare.startswith(module + ".")
+
+    members = {name for name in tensors & roles.data if inside(name)}
+    if not members:
+        raise UsageError(
+            f"no vertex comes from the module {module!r}", cure="name modules as model.named_modules() does"
+        )
+    kept = {name for name in members if any(not inside(user.name) for user in roles.by_name[name].users)}
+    return kept or {max(members, key=roles.position.__getitem__)}
