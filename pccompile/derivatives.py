@@ -13,6 +13,8 @@ import torch
 from torch import fx, nn
 
 from pccompile.capture import Captured
+from pccompile.errors import NoDerivativeError
+from pccompile.ir.check import place
 from pccompile.ir.grammar import Program, Vertex
 from pccompile.nodes import call_node
 
@@ -26,6 +28,7 @@ class Linearisation:
     """f_i evaluated at its parents' values: the prediction, and products with the Jacobian at that point.
 
     Args:
+        vertex: the vertex, for errors.
         outputs: the components, still attached to the local graph.
         leaves: for each parent whose contribution may be asked for, its components that the function reads, as
             (position in the parent's value, the tensor the local graph starts from).
@@ -36,15 +39,16 @@ class Linearisation:
         keep: never free the local graph (somebody will go backward through it again).
     """
 
-    __slots__ = ("keep", "leaves", "outputs", "prediction", "widths")
+    __slots__ = ("keep", "leaves", "outputs", "prediction", "vertex", "widths")
 
     def __init__(
         self,
+        vertex: Vertex,
         outputs: Value,
         leaves: dict[str, list[tuple[int, torch.Tensor]]],
         widths: dict[str, int],
     ) -> None:
-        self.outputs, self.leaves, self.widths, self.keep = outputs, leaves, widths, False
+        self.vertex, self.outputs, self.leaves, self.widths, self.keep = vertex, outputs, leaves, widths, False
         self.prediction: Value = tuple(o.detach() if isinstance(o, torch.Tensor) else o for o in outputs)
 
     def pull_back(self, error: Value | None, targets: Sequence[str], release: bool = False) -> dict[str, Value]:
@@ -54,6 +58,9 @@ class Linearisation:
             error: one tensor, shaped like the prediction, per component; None where there is none.
             targets: names of parents.
             release: free the local graph afterwards, unless `keep` is set.
+
+        Raises:
+            NoDerivativeError: PyTorch has no derivative of an operator of the vertex.
         """
         release = release and not self.keep
         seeds = [
@@ -66,7 +73,12 @@ class Linearisation:
         if seeds and places:
             outputs, errors = zip(*seeds, strict=True)
             leaves = [leaf for _, _, leaf in places]
-            found = torch.autograd.grad(outputs, leaves, errors, retain_graph=not release, allow_unused=True)
+            try:
+                found = torch.autograd.grad(outputs, leaves, errors, retain_graph=not release, allow_unused=True)
+            except RuntimeError as error:
+                if "derivative" in str(error) and "not implemented" in str(error):
+                    raise NoDerivativeError(str(error), place(self.vertex)) from error
+                raise
             parts: dict[str, list[torch.Tensor | None]] = {}
             for (name, index, _), part in zip(places, found, strict=True):
                 if part is not None:
@@ -83,7 +95,9 @@ class LocalFunction(nn.Module):
     Args:
         vertex: the vertex.
         nodes: its FX nodes, in order; none for an identity (a delay, or an output read by others as well).
-        reads: for each parent, in order, the nodes of its components and which of them the function reads.
+        reads: for each parent, in order, the components that the function reads: position, node, and whether a
+            derivative flows to it.
+        widths: how many components each parent has.
         targets: the parents whose contributions will be asked for.
         random: the nodes that draw random numbers.
     """
@@ -92,7 +106,7 @@ class LocalFunction(nn.Module):
         self,
         vertex: Vertex,
         nodes: Sequence[fx.Node],
-        reads: Mapping[str, list[tuple[int, str]]],
+        reads: Mapping[str, list[tuple[int, str, bool]]],
         widths: Mapping[str, int],
         targets: Iterable[str],
         random: frozenset[str],
@@ -112,18 +126,18 @@ class LocalFunction(nn.Module):
         values: dict[str, Any] = {}
         leaves: dict[str, list[tuple[int, torch.Tensor]]] = {}
         for (name, read), parent in zip(self.reads.items(), parents, strict=True):
-            for index, node in read:
+            for index, node, tracked in read:
                 part = parent[index]
                 if isinstance(part, torch.Tensor):
                     part = part.detach()
-                    if name in self.targets and (part.is_floating_point() or part.is_complex()):
+                    if tracked and name in self.targets:
                         part.requires_grad_()
                         leaves.setdefault(name, []).append((index, part))
                 values[node] = part
         with torch.set_grad_enabled(bool(leaves)):
             for node in self.fx_nodes:
                 values[node.name] = self._call(node, values, states)
-        return Linearisation(tuple(values[node] for node in self.outputs), leaves, self.widths)
+        return Linearisation(self.vertex, tuple(values[node] for node in self.outputs), leaves, self.widths)
 
     def _call(self, node: fx.Node, values: Mapping[str, Any], states: RandomStates) -> Any:
         if node.name not in self.random:
@@ -146,13 +160,16 @@ def local_functions(program: Program, captured: Captured) -> dict[str, LocalFunc
     random = frozenset(name for name, fact in captured.facts.items() if fact.random)
     functions: dict[str, LocalFunction] = {}
     for vertex in program.vertices:
-        reads: dict[str, list[tuple[int, str]]] = {}
+        reads: dict[str, list[tuple[int, str, bool]]] = {}
         widths: dict[str, int] = {}
         for parent in program.parents(vertex.name):
-            nodes = [component.node for component in parent.components]
             read = program.graph.edges[parent.name, vertex.name]["reads"]
-            reads[parent.name] = [(nodes.index(node), node) for node in dict.fromkeys(read)]
-            widths[parent.name] = len(nodes)
+            reads[parent.name] = [
+                (index, component.node, parent.clamped or component.free)
+                for index, component in enumerate(parent.components)
+                if component.node in read
+            ]
+            widths[parent.name] = len(parent.components)
         functions[vertex.name] = LocalFunction(
             vertex,
             [by_name[node] for node in vertex.nodes],

@@ -59,8 +59,7 @@ class CaptureError(PCCompileError):
 
     summary = "the model could not be captured"
     cure = (
-        "make the forward traceable (torch.export's messages above say where), or hand over a torch.fx.GraphModule, "
-        'or try capture="symbolic"'
+        'make the forward something torch.export can trace, try capture="symbolic", or hand over a torch.fx.GraphModule'
     )
 
 

@@ -19,13 +19,18 @@ def call_node(node: fx.Node, values: Mapping[str, Any]) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def isolated(value: Any, requires_grad: bool = True) -> Any:
-    """The value cut off from the graph it came from: tensors are detached and, where they can be, tracked afresh."""
+def isolated(value: Any, like: Any = None) -> Any:
+    """The value cut off from the graph it came from: tensors are detached.
+
+    Args:
+        like: a value of the same structure; where its tensors are tracked by autograd, the result's are, afresh.
+    """
     if isinstance(value, torch.Tensor):
-        tracked = requires_grad and (value.is_floating_point() or value.is_complex())
-        return value.detach().requires_grad_(tracked)
+        return value.detach().requires_grad_(isinstance(like, torch.Tensor) and like.requires_grad)
     if isinstance(value, tuple | list):
-        return tuple(isolated(part, requires_grad) for part in value)
+        parts = like if isinstance(like, tuple | list) else [None] * len(value)
+        alone = [isolated(part, other) for part, other in zip(value, parts, strict=True)]
+        return type(value)(alone) if type(value).__module__ == "torch.return_types" else tuple(alone)
     return value
 
 

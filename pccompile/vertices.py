@@ -88,7 +88,7 @@ class Roles:
     def producer(self, name: str) -> str:
         """The node that computes a tensor: itself, or the operator whose tuple of results it is taken from."""
         node: fx.Node = self.by_name[name]
-        while node.target is operator.getitem and self._is_tuple(node.args[0]):
+        while node.target in (operator.getitem, getattr) and self._is_tuple(node.args[0]):
             node = node.args[0]  # type: ignore[assignment]
         return str(node.name)
 
@@ -101,7 +101,7 @@ class Roles:
             return False
         if self.captured.facts[node.name].shape is not None:
             return False
-        return any(user.target is operator.getitem for user in node.users)
+        return any(user.target in (operator.getitem, getattr) for user in node.users)
 
 
 def choose(roles: Roles, vertices: str | Sequence[str], every_node: bool) -> set[str]:

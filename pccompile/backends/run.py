@@ -62,8 +62,10 @@ class Run:
         """sign * P[Binomial(T, eta) >= level]."""
         return sign * binomial_tail(self.rule.steps, self.rule.step_size, level)
 
-    def descend(self, parameter: str, gradient: Value) -> None:
+    def descend(self, parameter: str, gradient: Value | None) -> None:
         """Hand dF/dtheta of one parameter to the optimizer; its step is taken at the end of the inference step."""
+        if gradient is None:
+            return
         target = self.parameters[parameter]
         part = gradient[0]
         target.grad = part if self.loss_scale == 1 else part / self.loss_scale

@@ -45,7 +45,6 @@ class Fact:
         differentiable: whether a derivative flows through it from an input or a parameter.
         refused: the operator's output asks for a derivative that does not exist.
         random: the node draws random numbers.
-        storage: identity of the memory the tensor lives in; views of one tensor share it.
     """
 
     shape: tuple[int, ...] | None
@@ -53,7 +52,6 @@ class Fact:
     differentiable: bool
     refused: bool = False
     random: bool = False
-    storage: int = 0
 
 
 @dataclass

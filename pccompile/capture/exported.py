@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -61,6 +63,7 @@ def capture_exported(
 
 def _read(exported: torch.export.ExportedProgram, has_loss: bool) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
+    _restore_dropout(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
     by_target = {leaf.path: leaf for leaf in leaves.values() if leaf.path}
@@ -90,6 +93,21 @@ def _read(exported: torch.export.ExportedProgram, has_loss: bool) -> Captured:
         loss=outputs[0] if has_loss else None,
         loss_nodes=loss_nodes,
     )
+
+
+def _restore_dropout(graph: fx.Graph) -> None:
+    """Undo the decomposition of dropout: eager runs aten.dropout, which rounds differently in low precision."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.native_dropout.default):
+        getters = list(node.users)
+        if any(getter.args[1] != 0 for getter in getters):
+            continue  # somebody reads the mask
+        with graph.inserting_before(node):
+            dropout = graph.call_function(torch.ops.aten.dropout.default, node.args)
+        dropout.meta = dict(node.meta)
+        for getter in getters:
+            getter.replace_all_uses_with(dropout)
+            graph.erase_node(getter)
+        graph.erase_node(node)
 
 
 _KINDS = {
@@ -160,39 +178,32 @@ def _errors_with_place(model: nn.Module) -> Iterator[None]:
         nn.modules.module.register_module_forward_pre_hook(enter),
         nn.modules.module.register_module_forward_hook(leave),
     ]
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx.experimental")]
-    levels = [logger.level for logger in loggers]
-    last = _LastOperator()
+    disabled = logging.root.manager.disable
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with last:
+        logging.disable(logging.ERROR)  # torch reports a failed export several times over; ours says it once
+        with redirect_stderr(io.StringIO()):
             yield
     except PCCompileError:
         raise
     except Exception as error:
         path = (stack[-1] or type(model).__name__) if stack else None
-        place = Place(path, last.name, source_of_exception(error.__traceback__) or None)
+        place = Place(path, _failing_operator(error), source_of_exception(error.__traceback__) or None)
         raise _classify(error)(f"{type(error).__name__}: {_first_paragraph(error)}", place) from error
     finally:
         for hook in hooks:
             hook.remove()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
-class _LastOperator(torch.overrides.TorchFunctionMode):
-    """Remembers the last torch function called, which is the one that failed."""
-
-    name: str | None = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", str(func))
-        if name not in ("__get__", "__set__", "__torch_function__"):
-            self.name = name
-        return func(*args, **(kwargs or {}))
+def _failing_operator(error: Exception) -> str | None:
+    """What raised, from the frames of torch's dispatch: "aten.mm.default", "__bool__"; else the innermost function."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    called = [frame.f_locals[name] for frame in reversed(frames) for name in ("func", "op") if name in frame.f_locals]
+    for found in called:
+        if isinstance(found, torch._ops.OpOverload):
+            return str(found)
+    named = [str(found.__name__) for found in called if hasattr(found, "__name__")]
+    return named[0] if named else frames[-1].f_code.co_name
 
 
 def _first_paragraph(error: Exception) -> str:
@@ -204,7 +215,7 @@ def _classify(error: Exception) -> type[CaptureError] | type[ShapeError]:
     text = str(error)
     if "DataDependent" in kinds or "data-dependent" in text.lower() or "unbacked symbol" in text.lower():
         return DataDependentError
-    shape_words = ("shape", "size", "dimension", "must match", "channels", "broadcast", "expand")
+    shape_words = ("shape", "size", " dim", "must match", "channels", "broadcast", "expand")
     if isinstance(error, RuntimeError | ValueError | IndexError) and any(word in text for word in shape_words):
         return ShapeError
     return CaptureError

@@ -33,26 +33,29 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
     Raises:
         ShapeError: a node cannot run on these values.
     """
-    values: dict[str, Any] = {name: isolated(value, requires_grad=False) for name, value in leaf_values.items()}
+    values = {name: _as_leaf(captured.leaves[name].kind, value) for name, value in leaf_values.items()}
     devices = sorted({v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda}, key=str)
     with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad():
         for node in captured.graph.nodes:
             if node.op == "output":
                 continue
+            random = False
             if node.name not in values:
                 before = _random_state(devices)
-                inputs = {
-                    parent.name: isolated(values[parent.name], captured.facts[parent.name].differentiable)
-                    for parent in node.all_input_nodes
-                }
+                inputs = {p.name: isolated(values[p.name], like=values[p.name]) for p in node.all_input_nodes}
                 values[node.name] = _run(captured, node, inputs)
                 random = _random_state(devices) != before
-            else:
-                random = False
-            source = node.name in leaf_values and captured.leaves[node.name].kind in (Kind.INPUT, Kind.PARAMETER)
-            captured.facts[node.name] = _fact(isolated(values[node.name]) if source else values[node.name], random)
-            values[node.name] = isolated(values[node.name], requires_grad=False)
-    return values
+            captured.facts[node.name] = _fact(values[node.name], random)
+            values[node.name] = isolated(values[node.name], like=values[node.name])
+    return {name: isolated(value) for name, value in values.items()}
+
+
+def _as_leaf(kind: Kind, value: Any) -> Any:
+    """The value of a placeholder: tracked if it is an input or a parameter that can have a derivative."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    derivable = value.is_floating_point() or value.is_complex()
+    return value.detach().requires_grad_(derivable and kind in (Kind.INPUT, Kind.PARAMETER))
 
 
 def place_of(captured: Captured, node: str) -> Place:
@@ -62,12 +65,16 @@ def place_of(captured: Captured, node: str) -> Place:
 
 def _run(captured: Captured, node: fx.Node, inputs: Mapping[str, Any]) -> Any:
     try:
-        return call_node(node, inputs)
+        value = call_node(node, inputs)
+        if node.target is torch.ops.aten._native_batch_norm_legit_functional.default:
+            # PyTorch marks the new running statistics as differentiable here; in eager mode they never are
+            return (value[0], *(part.detach() for part in value[1:]))
+        return value
     except PCCompileError:
         raise
     except Exception as error:
         shapes = {name: list(v.shape) for name, v in inputs.items() if isinstance(v, torch.Tensor)}
-        cause = f"{type(error).__name__}: {error} (inputs of {node.target}: {shapes})"
+        cause = f"{type(error).__name__}: {error} (inputs of {getattr(node.target, '__name__', node.target)}: {shapes})"
         raise ShapeError(cause, place_of(captured, node.name)) from error
 
 
@@ -84,4 +91,4 @@ def _fact(value: Any, random: bool) -> Fact:
         return Fact(None, None, tracked, random=random)
     refused = "NotImplemented" in type(value.grad_fn).__name__ if value.grad_fn is not None else False
     dtype = str(value.dtype).removeprefix("torch.")
-    return Fact(tuple(value.shape), dtype, value.requires_grad, refused, random, value.untyped_storage()._cdata)
+    return Fact(tuple(value.shape), dtype, value.requires_grad, refused, random)

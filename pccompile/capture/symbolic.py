@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,8 @@ def capture_symbolic(
     leaves = _input_leaves(graph, bound, positions)
     effects = _make_state_explicit(graph, traced, leaves)
     _make_writes_explicit(graph, leaves, effects)
-    graph.eliminate_dead_code()
+    changed = {effect.node for effect in effects}
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.name in changed)
     return _captured(graph, traced, leaves, effects, loss_nodes, has_loss=loss_fn is not None)
 
 
@@ -101,11 +103,18 @@ def _trace(model: nn.Module, bound: dict[str, Any]) -> fx.GraphModule:
         graph = tracer.trace(model, concrete_args=constants or None)
         return fx.GraphModule(model, graph)
     except Exception as error:
-        place = Place(type(model).__name__, None, source_of_exception(error.__traceback__) or None)
+        place = Place(type(model).__name__, _last_node(error), source_of_exception(error.__traceback__) or None)
         branch = "control flow" in str(error)
         kind = DataDependentError if branch else CaptureError
         cure = 'use capture="export", which follows branches on shapes' if branch else None
         raise kind(f"{type(error).__name__}: {error}", place, cure) from error
+
+
+def _last_node(error: Exception) -> str | None:
+    """The node whose value Python asked for, from the frames of the tracer."""
+    proxies = [v for frame, _ in traceback.walk_tb(error.__traceback__) for v in frame.f_locals.values()]
+    nodes = [proxy.node.name for proxy in proxies if isinstance(proxy, fx.Proxy)]
+    return nodes[-1] if nodes else None
 
 
 def _positions(bound: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:

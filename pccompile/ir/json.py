@@ -54,7 +54,11 @@ def _stage(program: Program) -> dict[str, Any]:
         "name": program.name,
         "why": program.why,
         "vertices": [{**asdict(vertex), "kind": vertex.kind.value} for vertex in program.vertices],
-        "edges": [[parent, child, list(data["reads"])] for parent, child, data in program.graph.edges(data=True)],
+        "edges": [
+            [parent.name, vertex.name, list(program.graph.edges[parent.name, vertex.name]["reads"])]
+            for vertex in program.vertices
+            for parent in program.parents(vertex.name)
+        ],
         "schedule": [
             {
                 "action": update.action.value,
