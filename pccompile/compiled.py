@@ -131,12 +131,12 @@ class Execution:
             The flattened outputs (detached), or the loss alone if it is inside the program.
         """
         captured = self.compiled.captured
-        changed = {id(effect.leaf) for effect in captured.effects}
+        changed = {effect.leaf.home for effect in captured.effects}
         clamped: dict[str, Value] = {}
         for node, vertex in self._vertex_of_leaf().items():
             value = self._leaf(node)
             if isinstance(value, torch.Tensor):
-                value = value.detach().clone() if id(captured.leaves[node]) in changed else value.detach()
+                value = value.detach().clone() if captured.leaves[node].home in changed else value.detach()
             clamped[vertex.name] = (value,)
         with self._environment():
             self.state = self.compiled.backend.feed_forward(self.run, clamped)

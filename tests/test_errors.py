@@ -165,7 +165,7 @@ def test_inference_that_diverges_names_a_vertex_that_is_not_finite():
 
 def test_a_nan_in_the_input_is_found_where_it_enters():
     pc = pccompile.compile(Stack(), pccompile.Strict(steps=2), loss_fn=F.mse_loss)
-    with pytest.raises(errors.NonFiniteError, match="module:  first|the value of x"):
+    with pytest.raises(errors.NonFiniteError, match=r"module:  first|the value of x"):
         pc.loss(torch.full((4, 3), float("nan")), torch.randn(4, 3)).backward()
 
 
@@ -191,7 +191,7 @@ def changed(program, vertex=None, edge=None):
 
 
 def test_a_cycle_is_refused_and_its_vertices_named():
-    with pytest.raises(errors.CycleError, match="first -> second|second -> first") as raised:
+    with pytest.raises(errors.CycleError, match=r"first -> second|second -> first") as raised:
         verify(changed(program(), edge=("second", "first")))
     assert "self.third(self.second(self.first(x)))" in told(raised)
 

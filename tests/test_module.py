@@ -268,7 +268,7 @@ def test_unknown_options_are_refused_by_name():
     for options in ({"backend": "cuda"}, {"capture": "dynamo"}):
         with pytest.raises(UsageError, match="choose one of"):
             pccompile.compile(mlp(), **options)
-    with pytest.raises(UsageError, match="torch.nn.Module"):
+    with pytest.raises(UsageError, match=r"torch\.nn\.Module"):
         pccompile.compile(lambda x: x)
     pc = pccompile.compile(mlp(), pccompile.FixedPrediction(), vertices=["nothing"])
     with pytest.raises(UsageError, match="nothing"):

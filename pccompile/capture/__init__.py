@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def capture(
     symbolic = method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
     trace = capture_symbolic if symbolic else capture_exported
     captured = trace(model, loss_fn, args, kwargs, targets)
+    _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
     seen = observe(captured, values)
@@ -49,6 +51,30 @@ def capture(
         captured.example_outputs = pytree.tree_unflatten(outputs, captured.output_spec)[1]
     captured.input_names = input_names(model, args, kwargs, targets)
     return captured
+
+
+def _use_first_names(captured: Captured, model: nn.Module) -> None:
+    """Put tied parameters and buffers under the first of their names, and take unread twins out of the graph."""
+    first: dict[int, str] = {}
+    name_of: dict[str, str] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        name_of[name] = first.setdefault(id(tensor), name)
+
+    def renamed(leaf: Leaf) -> Leaf:
+        return replace(leaf, path=name_of.get(leaf.path, leaf.path))
+
+    leaves = {node: renamed(leaf) for node, leaf in captured.leaves.items()}
+    nodes = {node.name: node for node in captured.graph.nodes}
+    read = {leaf.path for name, leaf in leaves.items() if nodes[name].users}
+    for name, leaf in list(leaves.items()):
+        if leaf.path in read and leaf.path and not nodes[name].users:
+            captured.graph.erase_node(nodes[name])
+            del leaves[name]
+    captured.leaves = leaves
+    captured.effects = [replace(effect, leaf=renamed(effect.leaf)) for effect in captured.effects]
 
 
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[str]:

@@ -27,6 +27,11 @@ class Leaf:
     index: int = -1
     constant: torch.Tensor | None = None
 
+    @property
+    def home(self) -> tuple[str, int]:
+        """What tells one leaf from another: its path, or its position among the inputs."""
+        return self.path, self.index
+
 
 @dataclass(frozen=True)
 class Effect:

@@ -88,6 +88,7 @@ _TARGETS = "(targets)"  # no argument of a forward can have this name
 
 class _SourceTracer(fx.Tracer):
     record_stack_traces = True
+    proxy_buffer_attributes = True  # else writing to a buffer would happen now, and never again
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

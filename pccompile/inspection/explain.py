@@ -57,6 +57,7 @@ def _learning(program: Program, vertex: Vertex) -> str:
         return f"learns: {parameters} at " + ", ".join(str(update.span) for update in learns)
     if vertex.kind is Kind.PARAMETER:
         users = [c.name for c in program.children(vertex.name) if (Action.LEARN, c.name) in program.updates]
+        users = users if vertex.requires_grad else []
         return f"learned by: {', '.join(users)}" if users else "frozen: nobody learns it"
     return "learns: nothing"
 
