@@ -15,7 +15,7 @@ from torch import fx, nn
 from pccompile.capture import Captured
 from pccompile.errors import NoDerivativeError
 from pccompile.ir.check import place
-from pccompile.ir.grammar import Program, Vertex
+from pccompile.ir.grammar import Action, Program, Vertex
 from pccompile.nodes import call_node
 
 __all__ = ["Linearisation", "LocalFunction", "RandomStates", "Value", "local_functions"]
@@ -160,6 +160,8 @@ def local_functions(program: Program, captured: Captured) -> dict[str, LocalFunc
     random = frozenset(name for name, fact in captured.facts.items() if fact.random)
     functions: dict[str, LocalFunction] = {}
     for vertex in program.vertices:
+        if (Action.PREDICT, vertex.name) not in program.updates:
+            continue
         reads: dict[str, list[tuple[int, str, bool]]] = {}
         widths: dict[str, int] = {}
         for parent in program.parents(vertex.name):

@@ -75,6 +75,7 @@ class Emitter:
         self.graph = fx.Graph()
         self.run = self.graph.placeholder("run")
         self.states = self.graph.call_function(getattr, (self.run, "random_states"))  # placeholders go before it
+        self.states._rename("random_states")
         self.attributes: dict[str, fx.Node] = {"random_states": self.states}
         self.now: dict[Quantity, fx.Node] = {}
         self.read: dict[Quantity, fx.Node] = {}
@@ -150,6 +151,7 @@ class Emitter:
         if name not in self.attributes:
             with self.graph.inserting_after(self.states):
                 self.attributes[name] = self.graph.call_function(getattr, (self.run, name))
+            self.attributes[name]._rename(name)
         return self.attributes[name]
 
     def _identifier(self, kind: str, vertex: str) -> str:
@@ -171,6 +173,7 @@ class Emitter:
         vertex = self.program.vertex(name)
         if vertex.kind is not Kind.OUTPUT:
             prediction = self._call(getattr, self._operand("prediction", name), "prediction")
+            prediction._rename(f"{self.names[name]}_prediction")
             free = tuple(component.free for component in vertex.components)
             self._set("error", name, self._call(compare, self._operand("value", name), prediction, free))
         elif self.has_loss:
@@ -254,7 +257,9 @@ class Emitter:
         asked: tuple[str, ...] = pull.args[2]  # type: ignore[assignment]
         if target not in asked:
             pull.args = (linearisation, error, (*asked, target), False)
-        return self.graph.call_method("get", (pull, target))
+        contribution = self.graph.call_method("get", (pull, target))
+        contribution._rename(f"{self.names[child]}_to_{self.names[target]}")
+        return contribution
 
     def _release_local_graphs(self, later: set[Quantity]) -> None:
         """The last product with a Jacobian frees its local graph, unless something after this piece needs it."""
