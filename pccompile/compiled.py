@@ -18,7 +18,7 @@ from pccompile.build import build_graph
 from pccompile.capture import Captured, leaf_value
 from pccompile.derivatives import Value, local_functions
 from pccompile.errors import UsageError
-from pccompile.ir.grammar import Kind, Program, Vertex
+from pccompile.ir.grammar import Action, Kind, Program, Vertex
 from pccompile.passes import run as run_passes
 from pccompile.rules import Rule, literal_program
 
@@ -58,20 +58,26 @@ class Compiled:
 
 
 def compile_captured(
-    captured: Captured, rule: Rule, vertices: str | Sequence[str], wanted: Sequence[str], optimize: bool
+    captured: Captured,
+    rule: Rule,
+    vertices: str | Sequence[str],
+    wanted: Sequence[str],
+    optimize: bool,
+    observed: bool = False,
 ) -> Compiled:
     """Captured model -> graph -> literal program -> passes -> back end.
 
     Args:
         vertices: "auto" (every node for an exact rule, layers for the others), "nodes", "layers" or module paths.
         wanted: placeholder nodes whose gradient somebody wants.
+        observed: somebody reads the energy in every step.
         optimize: False runs the literal program (levelled, if the rule is) by the reference evaluator.
     """
     if vertices == "auto":
         vertices = "nodes" if rule.exact else "layers"
     if rule.needs_loss and captured.loss is None:
         captured = replace(captured, loss=_own_loss(captured))
-    program = literal_program(rule, build_graph(captured, vertices, rule.exact, wanted))
+    program = literal_program(rule, build_graph(captured, vertices, rule.exact, wanted), observed)
     passes = rule.passes if optimize else [name for name in rule.passes if name == "level"]
     program = run_passes(program, passes)
     functions = local_functions(program, captured)
@@ -168,7 +174,19 @@ class Execution:
             if not keep:
                 self.state = None
             result = {name: value[0] for name, value in found.items() if value[0] is not None}
+            if not self.run.rule.exact:
+                result |= self._unreached(result)
             return result if outer is None else {name: outer * gradient for name, gradient in result.items()}
+
+    def _unreached(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Zeros for what is learned but has no error yet: too few steps for the wavefront to arrive is no absence."""
+        program = self.compiled.program
+        return {
+            name: torch.zeros_like(source)
+            for name, source in self.sources().items()
+            if name not in found
+            and any((Action.LEARN, child.name) in program.updates for child in program.children(name))
+        }
 
     def _output_derivatives(
         self, gradients: Sequence[torch.Tensor | None]

@@ -220,7 +220,8 @@ class PCModule(nn.Module):
         kwargs = dict(sorted(kwargs.items()))
         key = (loss_fn is not None, *_input_key(args, kwargs, targets), *self._model_key())
         wants = tuple(p.requires_grad for p in self.model.parameters())
-        full_key = (key, wants, _structure(self.rule), self.vertices)
+        observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
+        full_key = (key, wants, _structure(self.rule), self.vertices, observed)
         if full_key not in self._compiled:
             if key not in self._captures:
                 captured = capture(self.model, loss_fn, args, kwargs, targets, self.capture_method)
@@ -231,7 +232,9 @@ class PCModule(nn.Module):
                 logger.info("captured %s: %d nodes", type(self.model).__name__, len(captured.graph.nodes))
             captured = self._captures[key]
             wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
-            self._compiled[full_key] = compile_captured(captured, self.rule, self.vertices, wanted, self.optimize)
+            self._compiled[full_key] = compile_captured(
+                captured, self.rule, self.vertices, wanted, self.optimize, observed
+            )
         self._latest = self._compiled[full_key]
         return self._latest
 

@@ -171,9 +171,9 @@ class Incremental:
 Rule = ZIL | FixedPrediction | Strict | Incremental
 
 
-def literal_program(rule: Rule, graph: nx.DiGraph) -> Program:
-    """The rule written out on a graph."""
-    return Program(nx.freeze(graph), tuple(rule.literal(graph)), rule.name)
+def literal_program(rule: Rule, graph: nx.DiGraph, observed: bool = False) -> Program:
+    """The rule written out on a graph; `observed` if somebody reads the energy in every step."""
+    return Program(nx.freeze(graph), tuple(rule.literal(graph)), rule.name, observed=observed)
 
 
 def _inference(graph: nx.DiGraph, predict: Span, compare: Span, infer: Span, exact: bool = False) -> Iterator[Update]:

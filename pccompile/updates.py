@@ -72,22 +72,23 @@ class ValueOptimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
-    def step(self, value: torch.Tensor, direction: torch.Tensor, moment: Any) -> tuple[torch.Tensor, Any]:
-        """The value after the step, and the optimizer's state."""
+    def step(self, value: torch.Tensor, direction: torch.Tensor | None, moment: Any) -> tuple[torch.Tensor, Any]:
+        """The value after the step, and the optimizer's state. A direction of None is zero, and counts as a step."""
+        if direction is None and (moment is None or moment[0] is None):
+            return value, (None, None, 1 if moment is None else moment[2] + 1)
+        direction = torch.zeros_like(value) if direction is None else direction
+        first, second, count = moment or (None, None, 0)
         if self.kind == "sgd":
             return torch.add(value, direction, alpha=self.step_size), None
         if self.kind == "momentum":
-            moment = direction if moment is None else torch.add(direction, moment, alpha=self.momentum)
-            return torch.add(value, moment, alpha=self.step_size), moment
-        first, second, count = moment or (torch.zeros_like(value), torch.zeros_like(value), 0)
+            first = direction if first is None else torch.add(direction, first, alpha=self.momentum)
+            return torch.add(value, first, alpha=self.step_size), (first, None, count + 1)
         b1, b2 = self.betas
-        first, second, count = b1 * first + (1 - b1) * direction, b2 * second + (1 - b2) * direction**2, count + 1
-        corrected = first / (1 - b1**count)
-        return value + self.step_size * corrected / ((second / (1 - b2**count)).sqrt() + self.epsilon), (
-            first,
-            second,
-            count,
-        )
+        first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
+        second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
+        corrected = first / (1 - b1 ** (count + 1))
+        scale = (second / (1 - b2 ** (count + 1))).sqrt() + self.epsilon
+        return value + self.step_size * corrected / scale, (first, second, count + 1)
 
 
 def infer(
@@ -100,8 +101,7 @@ def infer(
         own = None if error is None or error[index] is None else -error[index]
         pulled = None if incoming is None else incoming[index]
         direction = own if pulled is None else pulled if own is None else own + pulled
-        before = None if moment is None else moment[index]
-        after, state = (part, before) if direction is None else optimizer.step(part, direction, before)
+        after, state = optimizer.step(part, direction, None if moment is None else moment[index])
         moved.append(after)
         moments.append(state)
     return tuple(moved), tuple(moments)

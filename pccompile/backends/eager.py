@@ -70,13 +70,13 @@ class EagerBackend:
         for piece, module in self.error_sweep:
             if not piece.loop:
                 self._execute(piece, module, run, state)
-                self._after_step(run, state)
+                self._after_step(run, state, piece)
                 continue
             for _ in range(piece.span.start.at(steps), piece.span.stop.at(steps)):
                 if run.settled():
                     break
                 self._execute(piece, module, run, state)
-                self._after_step(run, state)
+                self._after_step(run, state, piece)
         if self.infers:
             run.check_finite(self.program, state)
         return {name: value for (kind, name), value in state.items() if kind == "gradient" and value is not None}
@@ -85,7 +85,7 @@ class EagerBackend:
         results = module(run, *(state.get(quantity) for quantity in piece.reads))
         state.update(zip(piece.writes, results, strict=True))
 
-    def _after_step(self, run: Run, state: State) -> None:
+    def _after_step(self, run: Run, state: State, piece: Piece) -> None:
         run.end_step()
-        if self.infers and run.records:
+        if self.infers and run.records and piece.compares:
             run.energies.append(energy(self.program, run, state))

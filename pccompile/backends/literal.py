@@ -46,12 +46,12 @@ class TorchSemantics:
         factor = -1.0 if gain == "1" else self.run.gain(int(gain[2:-1]), -1.0)
         return learn(gradient, factor, contribution)
 
-    def descend(self, parameter: Vertex, gradient: Value) -> None:
+    def descend(self, parameter: Vertex, gradient: Value | None) -> None:
         self.run.descend(parameter.name, gradient)
 
-    def end_step(self, evaluator: Evaluator) -> bool:
+    def end_step(self, evaluator: Evaluator, compared: bool) -> bool:
         self.run.end_step()
-        if self.run.records:
+        if self.run.records and compared:
             self.run.energies.append(energy(self.program, self.run, _state(evaluator)))
         return self.run.settled()
 

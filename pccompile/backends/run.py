@@ -63,11 +63,9 @@ class Run:
         return sign * binomial_tail(self.rule.steps, self.rule.step_size, level)
 
     def descend(self, parameter: str, gradient: Value | None) -> None:
-        """Hand dF/dtheta of one parameter to the optimizer; its step is taken at the end of the inference step."""
-        if gradient is None:
-            return
+        """Hand dF/dtheta of one parameter (None: zero) to the optimizer, whose step ends the inference step."""
         target = self.parameters[parameter]
-        part = gradient[0]
+        part = torch.zeros_like(target) if gradient is None or gradient[0] is None else gradient[0]
         target.grad = part if self.loss_scale == 1 else part / self.loss_scale
         self.stepped = True
 

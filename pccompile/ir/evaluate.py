@@ -41,11 +41,14 @@ class Semantics(Protocol):
     def learn(self, gradient: Value | None, gain: str, contribution: Value) -> Value:
         """gradient - gain * contribution; a gradient of None is zero."""
 
-    def descend(self, parameter: Vertex, gradient: Value) -> None:
-        """Hand a parameter's gradient to the parameter optimizer."""
+    def descend(self, parameter: Vertex, gradient: Value | None) -> None:
+        """Hand a parameter's gradient (None: zero) to the parameter optimizer."""
 
-    def end_step(self, evaluator: Evaluator) -> bool:
-        """All updates of a step are done; the answer says whether inference has settled and may stop early."""
+    def end_step(self, evaluator: Evaluator, compared: bool) -> bool:
+        """All updates of a step are done, and the errors are up to date if it compared.
+
+        The answer says whether inference has settled and may stop early.
+        """
 
     def loss_error(self) -> Value:
         """The error of the loss vertex: minus the derivative of the energy by the loss."""
@@ -132,11 +135,11 @@ class Evaluator:
                 simultaneous.append((self.error, name, error))
             elif update.action is Action.LEARN:
                 self._learn(name, update.gain, pulled)
-            elif update.action is Action.DESCEND and self.gradient.get(name) is not None:
-                self.semantics.descend(self.program.vertex(name), self.gradient.pop(name))
+            elif update.action is Action.DESCEND:
+                self.semantics.descend(self.program.vertex(name), self.gradient.pop(name, None))
         for state, name, result in simultaneous:
             state[name] = result
-        return self.semantics.end_step(self)
+        return self.semantics.end_step(self, any(update.action is Action.COMPARE for update in updates))
 
     def _predict(self, name: str) -> None:
         parents = {parent.name: self.value[parent.name] for parent in self.program.parents(name)}

@@ -247,6 +247,7 @@ class Program:
             "reads" holds the FX nodes of the parent's components that the child reads.
         schedule: every update, with the range of steps in which it runs.
         rule: name of the rule, "ZIL".
+        observed: somebody reads the energy in every step, so every error has to be right in every step.
         name: name of the stage: "literal", or the pass that made it.
         why: one line that says why the pass preserves the result.
         previous: the program before that pass; None for the literal one.
@@ -257,6 +258,7 @@ class Program:
     rule: str
     name: str = "literal"
     why: str = "the rule, written out"
+    observed: bool = False
     previous: Program | None = field(default=None, repr=False, compare=False)
 
     def __eq__(self, other: object) -> bool:
@@ -264,7 +266,7 @@ class Program:
         if not isinstance(other, Program):
             return NotImplemented
         return (
-            (self.rule, self.name, self.why) == (other.rule, other.name, other.why)
+            (self.rule, self.observed, self.name, self.why) == (other.rule, other.observed, other.name, other.why)
             and self.schedule == other.schedule
             and self.vertices == other.vertices
             and {(a, b): data["reads"] for a, b, data in self.graph.edges(data=True)}
@@ -337,9 +339,8 @@ class Program:
 
     def after(self, name: str, why: str, schedule: Iterable[Update], graph: nx.DiGraph | None = None) -> Program:
         """The program that the pass called `name` makes of this one."""
-        return Program(
-            nx.freeze(graph) if graph is not None else self.graph, tuple(schedule), self.rule, name, why, previous=self
-        )
+        frozen = nx.freeze(graph) if graph is not None else self.graph
+        return Program(frozen, tuple(schedule), self.rule, name, why, self.observed, previous=self)
 
     @property
     def stages(self) -> dict[str, Program]:

@@ -17,9 +17,11 @@ SCHEMA_VERSION = 1
 
 
 def to_json(program: Program) -> str:
-    """JSON text: {"schema": 1, "rule": ..., "stages": [{"name", "why", "vertices", "edges", "schedule"}, ...]}."""
+    """JSON text: {"schema": 1, "rule": ..., "observed": ..., "stages": [{"name", "why", "vertices", "edges", "schedule"}, ...]}."""
     stages = [_stage(stage) for stage in program.stages.values()]
-    return json.dumps({"schema": SCHEMA_VERSION, "rule": program.rule, "stages": stages}, indent=1)
+    return json.dumps(
+        {"schema": SCHEMA_VERSION, "rule": program.rule, "observed": program.observed, "stages": stages}, indent=1
+    )
 
 
 def from_json(text: str) -> Program:
@@ -40,6 +42,7 @@ def from_json(text: str) -> Program:
                 data["rule"],
                 stage["name"],
                 stage["why"],
+                data["observed"],
                 program,
             )
     except (KeyError, TypeError, ValueError) as error:

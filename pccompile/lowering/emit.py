@@ -22,12 +22,13 @@ Quantity = tuple[str, str]  # ("value" | "prediction" | "error" | "moment" | "gr
 class Piece:
     """Part of a lowered program: a graph from (run, the quantities in `reads`) to the quantities in `writes`.
 
-    It runs once for each step of `span` if `loop`, else once.
+    It runs once for each step of `span` if `loop`, else once. `compares` says whether it brings the errors up to date.
     """
 
     name: str
     span: Span
     loop: bool
+    compares: bool
     graph: fx.Graph
     reads: tuple[Quantity, ...]
     writes: tuple[Quantity, ...]
@@ -87,6 +88,7 @@ class Emitter:
         self.has_loss = any(vertex.kind is Kind.LOSS and vertex.nodes for vertex in program.vertices)
         self.descends = any(action is Action.DESCEND for action, _ in program.updates)
         self.allowed: set[Quantity] = set()
+        self.compares = False
 
     def emit_step(self, updates: list[Update], first_predictions: bool = False) -> None:
         """Write the updates of one step, already in order; Infer, Relax and Learn read the state before any of them.
@@ -101,6 +103,7 @@ class Emitter:
             if update.action is Action.PREDICT:
                 self._predict(name, first_predictions)
             elif update.action is Action.COMPARE:
+                self.compares = True
                 self._compare(name)
             elif update.action is Action.INFER:
                 simultaneous += self._infer(name)
@@ -123,7 +126,7 @@ class Emitter:
         self.graph.output(tuple(self.now[quantity] for quantity in writes))
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target == "descend")
         self.graph.lint()
-        return Piece(name, span, self.loop, self.graph, tuple(self.read), writes, self.names)
+        return Piece(name, span, self.loop, self.compares, self.graph, tuple(self.read), writes, self.names)
 
     # State ------------------------------------------------------------------------------------------------------------
 
@@ -231,8 +234,8 @@ class Emitter:
 
     def _descend(self, updates: list[Update]) -> None:
         for update in updates:
-            gradient = self.now.pop(("gradient", update.vertex), None) if update.action is Action.DESCEND else None
-            if gradient is not None:
+            if update.action is Action.DESCEND:
+                gradient = self.now.pop(("gradient", update.vertex), None)
                 self.graph.call_method("descend", (self.run, update.vertex, gradient))
 
     # Contributions ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pccompile.ir.check import reads
-from pccompile.ir.grammar import Action, Program, Span, Time, Update
+from pccompile.ir.grammar import Action, Kind, Program, Span, Time, Update
 
 __all__ = ["liveness"]
 
@@ -19,7 +19,7 @@ Quantity = tuple[str, str]  # ("value" | "prediction" | "error", vertex)
 def liveness(program: Program) -> Program:
     """Each update runs no later than the last step at which its result is read; one never read is dropped.
 
-    The feed-forward prediction stays: it gives the vertex its value.
+    The feed-forward prediction stays: it gives the vertex its value. Where the energy is observed, so do all errors.
     """
     last = _last_runs(program)
     schedule: list[Update] = []
@@ -27,6 +27,8 @@ def liveness(program: Program) -> Program:
         stop = last[update] + 1 if update in last else update.span.start
         if update.action is Action.PREDICT and update.span.start == Time(False, 0):
             stop = max(stop, Time(False, 1))
+        if stop.from_end and stop < Time(True, 0):
+            stop = update.span.stop  # [0, T) cut to [0, T-1) would split the loop to save one step
         if stop > update.span.start:
             schedule.append(replace(update, span=Span(update.span.start, min(stop, update.span.stop))))
     return program.after("liveness", WHY, schedule)
@@ -44,7 +46,7 @@ def _last_runs(program: Program) -> dict[Update, Time]:
             queue.append(update)
 
     for update in program.schedule:
-        if update.action in (Action.LEARN, Action.DESCEND):
+        if update.action in (Action.LEARN, Action.DESCEND) or (program.observed and _enters_energy(program, update)):
             need(update, update.span.last)
     while queue:
         update = queue.popleft()
@@ -52,6 +54,11 @@ def _last_runs(program: Program) -> dict[Update, Time]:
             for producer, delay in _producers(program, quantity):
                 need(producer, last[update] + -delay)
     return last
+
+
+def _enters_energy(program: Program, update: Update) -> bool:
+    is_loss = update.action is Action.PREDICT and program.vertex(update.vertex).kind is Kind.LOSS
+    return is_loss or update.action is Action.COMPARE
 
 
 def _producers(program: Program, quantity: Quantity) -> Iterator[tuple[Update, int]]:

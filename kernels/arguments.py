@@ -1,0 +1,73 @@
+"""What every kernel refuses: dtypes, devices, dimensions and shapes that it cannot take, named by argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pccompile.errors import ShapeError, UsageError
+
+__all__ = ["check_alike", "check_input_precision", "check_shape"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_alike(operation: str, **tensors: Tensor | None) -> None:
+    """Check that the tensors given have one device, and one dtype that the kernels take.
+
+    Args:
+        operation: its name, for the message.
+        tensors: by argument name; the first sets what the others must be.
+
+    Raises:
+        UsageError: the first tensor's dtype has no kernel.
+        ShapeError: a tensor's dtype or device is not the first one's.
+    """
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first_name, first = next(iter(given.items()))
+    if first.dtype not in _DTYPES:
+        raise UsageError(
+            f"{operation}: {first_name} is {first.dtype}",
+            cure="use float32, bfloat16 or float16, or the operation's reference, which takes every floating dtype",
+        )
+    for name, tensor in given.items():
+        if tensor.dtype != first.dtype:
+            raise ShapeError(
+                f"{operation}: {name} is {tensor.dtype}, but {first_name} is {first.dtype}",
+                cure=f"cast {name}, or run under one dtype",
+            )
+        if tensor.device != first.device:
+            raise ShapeError(
+                f"{operation}: {name} is on {tensor.device}, but {first_name} is on {first.device}",
+                cure=f"move {name} to {first.device}",
+            )
+
+
+def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+    """Check a tensor's shape, if there is one.
+
+    Args:
+        operation: its name, for the message.
+        name: the argument's name.
+        tensor: the argument.
+        shape: what it must be.
+        meaning: the shape in words, such as "(batch, out)".
+
+    Raises:
+        ShapeError: it is another.
+    """
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ShapeError(
+            f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
+            cure=f"check {name} against the weight, which is (out, in)",
+        )
+
+
+def check_input_precision(input_precision: str) -> None:
+    """Check the arithmetic asked for float32 products.
+
+    Raises:
+        UsageError: it is neither "ieee" nor "tf32".
+    """
+    if input_precision not in ("ieee", "tf32"):
+        raise UsageError(f"input_precision={input_precision!r}", cure='use "ieee" or "tf32"')

@@ -1,0 +1,51 @@
+"""Which table of configurations a device reads, and whether kernels are interpreted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import triton
+
+from pccompile.errors import UsageError
+from pccompile.kernels.tiles import grouped_tile
+
+__all__ = ["ARCHITECTURES", "PROCESSORS", "Architecture", "architecture_of", "interpreted", "precision_of"]
+
+Architecture = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
+ARCHITECTURES: tuple[Architecture, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+# Multiprocessors (compute units) of each architecture's largest part: a grid smaller than this leaves some idle. A
+# table, not a query: the choice of tiles, and so the rounding of a sum, is then the same on every part.
+PROCESSORS: dict[Architecture, int] = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
+
+
+def interpreted() -> bool:
+    """Whether the kernels run under Triton's interpreter: TRITON_INTERPRET=1 was set when they were imported."""
+    return not isinstance(grouped_tile, triton.runtime.JITFunction)
+
+
+def architecture_of(device: torch.device) -> Architecture:
+    """The table of configurations that fits a device; for one that has none, that of its closest relative.
+
+    Raises:
+        UsageError: the device is not a GPU and the kernels are not interpreted.
+    """
+    if interpreted():
+        return "interpreter"
+    if device.type != "cuda":
+        raise UsageError(
+            f"Triton kernels cannot run on {device}",
+            cure="move the tensors to a GPU, use the reference, or set TRITON_INTERPRET=1 before importing Triton",
+        )
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    # sm_120 lacks the tensor memory of sm_100, and like sm_86 and sm_89 has 99 KiB of shared memory: sm_80's table
+    # stays below that.
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")  # type: ignore[return-value]
+
+
+def precision_of(dtype: torch.dtype, input_precision: str) -> str:
+    """The arithmetic of a kernel's products: "half", "tf32" or "ieee", the key of the configuration tables."""
+    return "half" if dtype in (torch.bfloat16, torch.float16) else input_precision
