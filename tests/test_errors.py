@@ -74,6 +74,25 @@ class UnderivableLate(nn.Module):
         return torch.special.zeta(self.norm(x).abs() + 2, self.norm(x).abs() + 2).sum(1)  # no derivative in the first
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 100  # on purpose not the derivative
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return Doubled.apply(self.norm(x))  # a custom backward
+
+
 @contextlib.contextmanager
 def unchanged(model):
     before = copy.deepcopy(model.state_dict())
@@ -100,6 +119,7 @@ CASES = [
     (Misshapen, errors.ShapeError, "return self.fc(x)  # three features, not four"),
     (Untraceable, errors.CaptureError, "# leaves torch"),
     (Underivable, errors.NoDerivativeError, "# a step function"),
+    (Custom, errors.CaptureError, "# a custom backward"),
 ]
 
 
@@ -216,3 +236,11 @@ def test_errors_are_runtime_errors_and_carry_their_parts():
     error = errors.ShapeError("why", errors.Place("layer", "node", "file.py:1 in forward"))
     assert isinstance(error, errors.PCCompileError) and isinstance(error, RuntimeError)
     assert (error.cause, error.place.module, error.cure) == ("why", "layer", errors.ShapeError.cure)
+
+
+def test_a_custom_autograd_function_is_refused_by_name_and_left_as_it_was():
+    original = torch.autograd.Function.__dict__["apply"]
+    for capture in ("export", "symbolic"):
+        with pytest.raises(errors.CaptureError, match=r"Doubled.*\n.*custom_op"):
+            pccompile.compile(Custom(), capture=capture, example_inputs=torch.randn(2, 3))
+    assert torch.autograd.Function.__dict__["apply"] is original

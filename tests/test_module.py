@@ -273,3 +273,44 @@ def test_unknown_options_are_refused_by_name():
     pc = pccompile.compile(mlp(), pccompile.FixedPrediction(), vertices=["nothing"])
     with pytest.raises(UsageError, match="nothing"):
         pc(torch.randn(6, 4))
+
+
+def test_a_gradient_scaler_works_unchanged():
+    model, inputs, target = batch("mlp")
+    twin = copy.deepcopy(model)
+    pc = pccompile.compile(model, loss_fn=loss_fn)
+    for function, parameters in ((pc.loss, pc.parameters()), (lambda x, y: loss_fn(twin(x), y), twin.parameters())):
+        optimizer, scaler = torch.optim.SGD(parameters, lr=0.1), torch.amp.GradScaler("cpu", init_scale=512.0)
+        scaler.scale(function(inputs, target)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_distributed_data_parallel_wraps_it(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model, inputs, target = batch()
+        twin = copy.deepcopy(model)
+        wrapped = nn.parallel.DistributedDataParallel(pccompile.compile(model))
+        loss_fn(wrapped(inputs), target).backward()
+        loss_fn(twin(inputs), target).backward()
+        for ours, theirs in zip(wrapped.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(ours.grad, theirs.grad)
+        assert list(wrapped.module.state_dict()) == list(twin.state_dict())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_part_of_a_larger_model_can_be_compiled_in_place():
+    model, inputs, target = batch()
+    twin = copy.deepcopy(model)
+    keys = list(model.state_dict())
+    model.layer1 = pccompile.compile(model.layer1)
+    assert list(model.state_dict()) == keys
+    loss_fn(model(inputs), target).backward()
+    loss_fn(twin(inputs), target).backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    model.eval()
+    assert not model.layer1.model[0].bn1.training

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Fact, Leaf
+from pccompile.capture.custom import refuse_custom_functions
 from pccompile.capture.exported import capture_exported
 from pccompile.capture.observe import observe, place_of
 from pccompile.capture.symbolic import capture_symbolic
@@ -39,7 +40,8 @@ def capture(
     """
     symbolic = method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
     trace = capture_symbolic if symbolic else capture_exported
-    captured = trace(model, loss_fn, args, kwargs, targets)
+    with refuse_custom_functions():
+        captured = trace(model, loss_fn, args, kwargs, targets)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}

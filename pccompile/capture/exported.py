@@ -183,11 +183,12 @@ def _errors_with_place(model: nn.Module) -> Iterator[None]:
         logging.disable(logging.ERROR)  # torch reports a failed export several times over; ours says it once
         with redirect_stderr(io.StringIO()):
             yield
-    except PCCompileError:
-        raise
     except Exception as error:
         path = (stack[-1] or type(model).__name__) if stack else None
         place = Place(path, _failing_operator(error), source_of_exception(error.__traceback__) or None)
+        if isinstance(error, PCCompileError):
+            known = Place(error.place.module or path, error.place.node, error.place.source or place.source)
+            raise type(error)(error.cause, known, error.cure) from error
         raise _classify(error)(f"{type(error).__name__}: {_first_paragraph(error)}", place) from error
     finally:
         for hook in hooks:

@@ -105,6 +105,8 @@ def _trace(model: nn.Module, bound: dict[str, Any]) -> fx.GraphModule:
         return fx.GraphModule(model, graph)
     except Exception as error:
         place = Place(type(model).__name__, _last_node(error), source_of_exception(error.__traceback__) or None)
+        if isinstance(error, CaptureError):
+            raise CaptureError(error.cause, Place(place.module, error.place.node, place.source), error.cure) from error
         branch = "control flow" in str(error)
         kind = DataDependentError if branch else CaptureError
         cure = 'use capture="export", which follows branches on shapes' if branch else None

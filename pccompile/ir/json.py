@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(program: Program) -> str:
-    """JSON text: {"schema": 1, "rule": ..., "observed": ..., "stages": [{"name", "why", "vertices", "edges", "schedule"}, ...]}."""
+    """JSON text: {"schema": 1, "rule", "observed", "stages": [{"name", "why", "vertices", "edges", "schedule"}]}."""
     stages = [_stage(stage) for stage in program.stages.values()]
     return json.dumps(
         {"schema": SCHEMA_VERSION, "rule": program.rule, "observed": program.observed, "stages": stages}, indent=1
