@@ -67,7 +67,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_100": {
         "half": {
             "large": Configuration(128, 128, 32, 128, 128, 32, 8, 3),
-            "small": Configuration(64, 64, 32, 64, 64, 32, 4, 3),
+            "small": Configuration(64, 64, 32, 64, 64, 32, 8, 3),
         },
         "tf32": {
             "large": Configuration(128, 64, 32, 128, 64, 32, 8, 3),
