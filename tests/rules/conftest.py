@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from references import Case, Compile, Gradients, Tensor, Tensors
+from hand_written import Case
+from references import Compile, Gradients, Tensor, Tensors
 
 import pccompile
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from references import (
+from hand_written import (
     BLOCKS,
     CHAIN,
     CHAIN_NODES,
@@ -21,6 +21,10 @@ from references import (
     TIED,
     TWO_HEADS,
     Case,
+    chain,
+    chain_layers,
+)
+from references import (
     Compile,
     Gradients,
     Graph,
@@ -28,8 +32,6 @@ from references import (
     Tensors,
     along_paths,
     backpropagation,
-    chain,
-    chain_layers,
     clamped_tensors,
     feed_forward,
     fixed_prediction,

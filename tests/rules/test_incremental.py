@@ -9,22 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from references import (
-    BLOCKS,
-    CHAIN,
-    CHAIN_NODES,
-    SINGLE_OUTPUT_CASES,
-    SKIPS,
-    SKIPS_NODES,
-    TIED,
-    Case,
-    Compile,
-    Gradients,
-    Tensor,
-    Tensors,
-    incremental,
-    worst,
-)
+from hand_written import BLOCKS, CHAIN, CHAIN_NODES, SINGLE_OUTPUT_CASES, SKIPS, SKIPS_NODES, TIED, Case
+from references import Compile, Gradients, Tensor, Tensors, incremental, worst
 from torch import nn
 
 import pccompile

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from references import (
+from hand_written import (
     BLOCKS,
     CHAIN,
     CHAIN_MODULES,
@@ -21,15 +21,8 @@ from references import (
     TIED,
     TWO_HEADS,
     Case,
-    Compile,
-    Gradients,
-    Result,
-    Tensor,
-    clamped_tensors,
-    relative_error,
-    strict,
-    worst,
 )
+from references import Compile, Gradients, Result, Tensor, clamped_tensors, relative_error, strict, worst
 from torch import nn
 
 import pccompile
