@@ -116,12 +116,8 @@ class Strict:
     batch_energy: Literal["per_sample", "as_given"] = "per_sample"
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps, self.step_size)
-        _check_choice("optimizer", self.optimizer, ("sgd", "momentum", "adam"))
+        _check_inference(self)
         _check_choice("learn_errors", self.learn_errors, ("current", "previous"))
-        _check_choice("batch_energy", self.batch_energy, ("per_sample", "as_given"))
-        if self.tolerance < 0:
-            raise UsageError(f"tolerance={self.tolerance}", cure="choose 0 (never stop early) or more")
 
     def literal(self, graph: nx.DiGraph) -> list[Update]:
         """Predict, Compare, Infer in every step of [0, T); then Predict, Compare, Learn at step T."""
@@ -153,11 +149,7 @@ class Incremental:
     batch_energy: Literal["per_sample", "as_given"] = "per_sample"
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps, self.step_size)
-        _check_choice("optimizer", self.optimizer, ("sgd", "momentum", "adam"))
-        _check_choice("batch_energy", self.batch_energy, ("per_sample", "as_given"))
-        if self.tolerance < 0:
-            raise UsageError(f"tolerance={self.tolerance}", cure="choose 0 (never stop early) or more")
+        _check_inference(self)
 
     def literal(self, graph: nx.DiGraph) -> list[Update]:
         """Predict, Compare, Infer, Learn and Descend in every step of [0, T)."""
@@ -214,6 +206,14 @@ def _check_steps(steps: int, step_size: float) -> None:
         raise UsageError(f"steps={steps}", cure="choose at least one inference step")
     if not step_size > 0:
         raise UsageError(f"step_size={step_size}", cure="choose a positive step size")
+
+
+def _check_inference(rule: Strict | Incremental) -> None:
+    _check_steps(rule.steps, rule.step_size)
+    _check_choice("optimizer", rule.optimizer, ("sgd", "momentum", "adam"))
+    _check_choice("batch_energy", rule.batch_energy, ("per_sample", "as_given"))
+    if rule.tolerance < 0:
+        raise UsageError(f"tolerance={rule.tolerance}", cure="choose 0 (never stop early) or more")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

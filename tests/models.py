@@ -153,7 +153,7 @@ def mlp() -> nn.Module:
 
 
 def mnist_network() -> nn.Module:
-    """The network of the seed paper."""
+    """The MNIST network of Torch2PC (Rosenbaum 2022)."""
     layers = [
         ("conv1", nn.Conv2d(1, 10, 3)),
         ("relu1", nn.ReLU()),
