@@ -20,6 +20,7 @@ def compile(
     rule: Rule | None = None,
     loss_fn: Callable[..., torch.Tensor] | None = None,
     example_inputs: Any = None,
+    example_target: Any = None,
     vertices: str | Sequence[str] = "auto",
     backend: str = "auto",
     capture: str = "auto",
@@ -35,6 +36,8 @@ def compile(
             The rules that follow the loss while they infer need it, unless the model returns its own loss.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to capture with now; without
             them the model is captured at its first call.
+        example_target: a target to capture the loss with as well. A rule that needs the loss inside, given a loss_fn
+            and no target, is captured at the first `pc.loss`.
         vertices: what is a vertex, for the rules whose result depends on it: "auto" (nodes for ZIL, layers for the
             others), "nodes", "layers", or the names of the modules whose outputs are vertices.
         backend: "auto" or "eager".
@@ -58,6 +61,7 @@ def compile(
         if value not in choices:
             raise UsageError(f"{name}={value!r}", cure=f"choose one of {', '.join(map(repr, choices))}")
     pc = PCModule(model, rule or ZIL(), loss_fn, vertices, capture, optimize)
-    if example_inputs is not None:
-        pc.prepare(example_inputs)
+    waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
+    if example_inputs is not None and not waits_for_target:
+        pc.prepare(example_inputs, example_target)
     return pc

@@ -95,7 +95,8 @@ def _own_loss(captured: Captured) -> str:
     if len(set(scalars)) != 1:
         raise UsageError(
             "this rule evaluates the loss in every step of inference, and the model has no loss of its own",
-            cure="give loss_fn to pccompile.compile and train with pc.loss(x, y), or use ZIL or FixedPrediction",
+            cure="give loss_fn to pccompile.compile and train with pc.loss(x, y); predict under torch.no_grad(); "
+            "or use ZIL or FixedPrediction, which take the loss from outside",
         )
     return scalars[0]
 

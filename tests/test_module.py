@@ -314,3 +314,14 @@ def test_part_of_a_larger_model_can_be_compiled_in_place():
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
     model.eval()
     assert not model.layer1.model[0].bn1.training
+
+
+def test_example_inputs_and_target_capture_the_loss_at_once_and_inputs_alone_wait_for_it():
+    model, inputs, target = batch("mlp")
+    ready = pccompile.compile(model, pccompile.Strict(), loss_fn, inputs, target)
+    assert ready.program.rule == "Strict"
+    waiting = pccompile.compile(model, pccompile.Strict(), loss_fn, inputs)
+    with pytest.raises(UsageError, match="no program yet"):
+        _ = waiting.program
+    waiting.loss(inputs, target)
+    assert waiting.program == ready.program
