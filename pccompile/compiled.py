@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,18 @@ class Compiled:
     def loss_vertex(self) -> Vertex | None:
         """The loss vertex if the loss is inside the program."""
         return next((vertex for vertex in self.program.vertices if vertex.kind is Kind.LOSS and vertex.nodes), None)
+
+    @cached_property
+    def tracked(self) -> frozenset[str]:
+        """The nodes of the outputs (or the loss) through which a gradient reaches something that wants it."""
+        reaches: set[str] = set()
+        found: set[str] = set()
+        for vertex in self.program.vertices:
+            if vertex.requires_grad or any(parent.name in reaches for parent in self.program.parents(vertex.name)):
+                reaches.add(vertex.name)
+            if vertex.name in reaches and vertex.follows:
+                found |= {component.node for component in vertex.components}
+        return frozenset(found)
 
     @property
     def batch_size(self) -> int:
@@ -112,7 +125,6 @@ class Execution:
     flat_inputs: list[Any]
     state: State | None = None
     autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list)
-    plain: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -135,7 +147,8 @@ class Execution:
         """Run the feed-forward pass, and what the forward does to buffers.
 
         Returns:
-            The flattened outputs (detached), or the loss alone if it is inside the program.
+            The flattened outputs, or the loss alone if it is inside the program. What the program computed is
+            detached; an input or parameter that the model returns as it is comes back as it is.
         """
         captured = self.compiled.captured
         changed = {effect.leaf.home for effect in captured.effects}
@@ -150,9 +163,17 @@ class Execution:
             values = self.values()
             for effect in captured.effects:
                 leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs).copy_(values[effect.node])
+            values |= {node: self._leaf(node) for node in captured.leaves}
         if captured.loss is not None:
             return [values[captured.loss]]
         return [constant if name is None else values[name] for name, constant in self._named_outputs()]
+
+    @property
+    def tracked(self) -> list[bool]:
+        """Which of the outputs that `feed_forward` returns have a gradient that the program computes."""
+        captured = self.compiled.captured
+        names = [captured.loss] if captured.loss is not None else captured.outputs
+        return [name in self.compiled.tracked for name in names]
 
     def infer(self, gradients: Sequence[torch.Tensor | None], keep: bool) -> dict[str, torch.Tensor]:
         """Run the error sweep.

@@ -263,17 +263,17 @@ class PCModule(nn.Module):
 
 
 class _Sweep(torch.autograd.Function):
-    """Links a program to autograd: forward is the feed-forward pass, backward the error sweep.
+    """Links a program to autograd: forward hands on the outputs of the feed-forward pass, backward is the error sweep.
 
     It takes the real parameters, so that gradients reach p.grad the way autograd's do: scaled, averaged, hooked.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, execution: Execution, done: Callable[[Execution], None], *sources: Any) -> Any:
+    def forward(
+        ctx: FunctionCtx, execution: Execution, outputs: list[Any], done: Callable[[Execution], None], *sources: Any
+    ) -> Any:
         ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
-        outputs = execution.feed_forward()
-        execution.plain = [value if not _is_tracked(value) else None for value in outputs]
-        return tuple(value for value in outputs if _is_tracked(value))
+        return tuple(value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: torch.Tensor | None) -> Any:  # type: ignore[override]
@@ -281,11 +281,11 @@ class _Sweep(torch.autograd.Function):
             raise DoubleBackwardError("backward was called with create_graph=True")
         execution: Execution = ctx.execution  # type: ignore[attr-defined]
         given = iter(gradients)
-        by_output = [next(given) if value is None else None for value in execution.plain]
+        by_output = [next(given) if tracked else None for tracked in execution.tracked]
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         found = execution.infer(by_output, keep)
         ctx.done(execution)  # type: ignore[attr-defined]
-        return None, None, *(found.get(name) for name in execution.sources())
+        return None, None, None, *(found.get(name) for name in execution.sources())
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -302,12 +302,12 @@ def _as_targets(target: Any) -> tuple[Any, ...]:
 
 
 def _call(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
-    tracked = iter(_Sweep.apply(execution, done, *execution.sources().values()))
-    return [next(tracked) if value is None else value for value in execution.plain]
-
-
-def _is_tracked(value: Any) -> bool:
-    return value is None or (isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()))
+    with torch.no_grad():
+        outputs = execution.feed_forward()
+    if not any(execution.tracked):
+        return outputs
+    linked = iter(_Sweep.apply(execution, outputs, done, *execution.sources().values()))
+    return [next(linked) if tracked else value for value, tracked in zip(outputs, execution.tracked, strict=True)]
 
 
 def loss_among(outputs: Any) -> torch.Tensor:

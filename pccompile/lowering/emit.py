@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +51,7 @@ class Piece:
 
 def identifiers(program: Program) -> dict[str, str]:
     """A Python identifier for every vertex, unique: "layer1_0_conv1"."""
-    taken: set[str] = set()
+    taken = {*dir(fx.GraphModule), *dir(builtins), *keyword.kwlist, "graph", "training", "run"}
     names: dict[str, str] = {}
     for vertex in program.vertices:
         clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in vertex.name)

@@ -213,3 +213,30 @@ def test_a_mean_and_a_sum_over_the_batch_are_told_apart():
     assert not averages_over_batch(nn.CrossEntropyLoss(reduction="sum"), outputs, (target,))
     assert averages_over_batch(F.mse_loss, outputs, (torch.randn(6, 5),))
     assert averages_over_batch(lambda o, y: (o * 0).sum(), outputs, (target,))
+
+
+class ReturnsItsParts(nn.Module):
+    """Outputs that are no prediction: a parameter, an input, a frozen branch, a number without derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.frozen = nn.Linear(3, 2), nn.Linear(3, 2).requires_grad_(False)
+
+    def forward(self, x):
+        hidden = self.fc(x)
+        return hidden, self.fc.weight, x, self.frozen(x), hidden.argmax(1).float()
+
+
+@pytest.mark.parametrize("capture", ["export", "symbolic"])
+def test_outputs_that_are_no_prediction_keep_their_gradients_and_get_none_they_do_not_have(capture):
+    model, x = ReturnsItsParts(), torch.randn(4, 3)
+    pc = pccompile.compile(model, capture=capture)
+    ours, theirs = pc(x), model(x)
+    assert equal(ours, theirs)
+    assert [o.requires_grad for o in ours] == [o.requires_grad for o in theirs] == [True, True, False, False, False]
+    losses = [outputs[0].sin().sum() + outputs[1].square().sum() for outputs in (ours, theirs)]
+    found, expected = (torch.autograd.grad(loss, [model.fc.weight, model.fc.bias]) for loss in losses)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    wanted = x.clone().requires_grad_()
+    pc(wanted)[2].sum().backward()
+    assert torch.equal(wanted.grad, torch.ones_like(x))
