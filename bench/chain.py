@@ -1,12 +1,13 @@
 """Compile time of a chain of layers against its length: linear is a ratio of 2 from one length to its double.
 
-Each length is measured `--repetitions` times, interleaved with the others; the table gives medians in seconds: capture
-(torch's), then graph, rule, passes, lowering and back end (ours), and one training step.
+Each length is measured `--repetitions` times, interleaved with the others, without garbage collection. The table gives
+medians in seconds: capture (torch's), then graph, rule, passes, lowering and back end (ours), and one training step.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 
@@ -35,7 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
     seconds: dict[int, list[tuple[float, ...]]] = {layers: [] for layers in arguments.layers}
     for _ in range(arguments.repetitions):
         for layers in arguments.layers:
+            gc.collect()
+            gc.disable()
             seconds[layers].append(measure(layers, arguments.capture))
+            gc.enable()
     print(f"capture={arguments.capture!r}, Z-IL, medians of {arguments.repetitions}, torch {torch.__version__}, CPU")
     print(f"{'layers':>8}{'capture':>10}{'compile':>10}{'ratio':>8}{'step':>10}")
     before = None
