@@ -33,7 +33,7 @@ DEMO_EXAMPLES = """\
 examples:
   pccompile demo
   pccompile demo --data digits --epochs 20 --rule autograd --rule strict --steps 50
-  pccompile demo --data fashion /usr/share/dataset/fashion-mnist --model mlp
+  pccompile demo --data fashion /usr/share/datasets/fashion-mnist --model mlp
 """
 
 TRAIN_EXAMPLES = """\
