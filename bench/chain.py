@@ -60,7 +60,7 @@ def measure(layers: int, method: str) -> tuple[float, float, float]:
     wanted = [node for node, leaf in captured.leaves.items() if leaf.kind is Kind.PARAMETER]
     compile_captured(captured, ZIL(), "nodes", wanted, optimize=True)
     end = time.perf_counter()
-    pc = PCModule(model, ZIL(), None, "auto", "symbolic", optimize=True)
+    pc = PCModule(model, ZIL(), None, "auto", "symbolic", dynamic=True, optimize=True)
     pc.prepare(x)
     begin = time.perf_counter()
     pc(x).sum().backward()

@@ -24,6 +24,7 @@ def compile(
     vertices: str | Sequence[str] = "auto",
     backend: str = "auto",
     capture: str = "auto",
+    dynamic: bool = True,
     optimize: bool = True,
 ) -> PCModule:
     """Compile a PyTorch model into a predictive-coding program that trains it.
@@ -42,6 +43,8 @@ def compile(
             others), "nodes", "layers", or the names of the modules whose outputs are vertices.
         backend: "auto" or "eager".
         capture: "auto" (torch.export; a GraphModule as it is), "export", or "symbolic" (torch.fx.symbolic_trace).
+        dynamic: leave the sizes of the inputs' dimensions open wherever the forward allows it, so that a new batch size
+            or sequence length needs no new capture. False fixes every size, which captures faster.
         optimize: False runs the literal program by the reference evaluator; slow, for comparison.
 
     Returns:
@@ -60,7 +63,7 @@ def compile(
     ):
         if value not in choices:
             raise UsageError(f"{name}={value!r}", cure=f"choose one of {', '.join(map(repr, choices))}")
-    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, capture, optimize)
+    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, capture, dynamic, optimize)
     waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
     if example_inputs is not None and not waits_for_target:
         pc.prepare(example_inputs, example_target)

@@ -61,12 +61,16 @@ class Compiled:
                 found |= {component.node for component in vertex.components}
         return frozenset(found)
 
-    @property
-    def batch_size(self) -> int:
-        """The first dimension of the first output vertex; 1 if it has none."""
+    @cached_property
+    def vertex_of_leaf(self) -> dict[str, Vertex]:
+        """The clamped vertex of each placeholder or get_attr node."""
+        return {v.components[0].node: v for v in self.program.vertices if v.clamped and not v.nodes}
+
+    def batch_size(self, state: State) -> int:
+        """The first dimension of the first output vertex that has one; 1 if none has."""
         for vertex in self.program.vertices:
-            if vertex.kind is Kind.OUTPUT and vertex.components[0].shape:
-                return vertex.components[0].shape[0]
+            if vertex.kind is Kind.OUTPUT and state["value", vertex.name][0].dim():
+                return int(state["value", vertex.name][0].shape[0])
         return 1
 
 
@@ -136,7 +140,7 @@ class Execution:
 
     def sources(self) -> dict[str, torch.Tensor]:
         """The live tensors whose gradient the program computes, by vertex name."""
-        vertex_of = self._vertex_of_leaf()
+        vertex_of = self.compiled.vertex_of_leaf
         return {
             vertex_of[node].name: self._leaf(node)
             for node in self.compiled.captured.leaves
@@ -153,13 +157,14 @@ class Execution:
         captured = self.compiled.captured
         changed = {effect.leaf.home for effect in captured.effects}
         clamped: dict[str, Value] = {}
-        for node, vertex in self._vertex_of_leaf().items():
+        for node, vertex in self.compiled.vertex_of_leaf.items():
             value = self._leaf(node)
             if isinstance(value, torch.Tensor):
                 value = value.detach().clone() if captured.leaves[node].home in changed else value.detach()
             clamped[vertex.name] = (value,)
         with self._environment():
             self.state = self.compiled.backend.feed_forward(self.run, clamped)
+            self.run.loss_scale = self._loss_scale()
             values = self.values()
             for effect in captured.effects:
                 leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs).copy_(values[effect.node])
@@ -167,6 +172,13 @@ class Execution:
         if captured.loss is not None:
             return [values[captured.loss]]
         return [constant if name is None else values[name] for name, constant in self._named_outputs()]
+
+    def _loss_scale(self) -> float:
+        """How many samples the loss is the mean of, where inference descends each sample's own energy."""
+        per_sample = self.run.rule.needs_loss and getattr(self.run.rule, "batch_energy", "") == "per_sample"
+        if not per_sample or not self.compiled.captured.mean_loss or self.state is None:
+            return 1.0
+        return float(self.compiled.batch_size(self.state))
 
     @property
     def tracked(self) -> list[bool]:
@@ -236,9 +248,6 @@ class Execution:
 
     def _named_outputs(self) -> list[tuple[str | None, Any]]:
         return list(zip(self.compiled.captured.outputs, self.compiled.captured.constants, strict=True))
-
-    def _vertex_of_leaf(self) -> dict[str, Vertex]:
-        return {v.components[0].node: v for v in self.compiled.program.vertices if v.clamped and not v.nodes}
 
     def _leaf(self, node: str) -> Any:
         return leaf_value(self.compiled.captured.leaves[node], self.model, self.loss_fn, self.flat_inputs)

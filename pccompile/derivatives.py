@@ -13,10 +13,10 @@ import torch
 from torch import fx, nn
 
 from pccompile.capture import Captured
-from pccompile.errors import NoDerivativeError
+from pccompile.errors import NoDerivativeError, PCCompileError
 from pccompile.ir.check import place
 from pccompile.ir.grammar import Action, Program, Vertex
-from pccompile.nodes import call_node
+from pccompile.nodes import call_node, misfit
 
 __all__ = ["Linearisation", "LocalFunction", "RandomStates", "Value", "local_functions"]
 
@@ -122,6 +122,9 @@ class LocalFunction(nn.Module):
 
         Args:
             states: random states of earlier evaluations in this forward pass; a random node repeats its draw.
+
+        Raises:
+            ShapeError: a node cannot run on its inputs.
         """
         values: dict[str, Any] = {}
         leaves: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -136,7 +139,12 @@ class LocalFunction(nn.Module):
                 values[node] = part
         with torch.set_grad_enabled(bool(leaves)):
             for node in self.fx_nodes:
-                values[node.name] = self._call(node, values, states)
+                try:
+                    values[node.name] = self._call(node, values, states)
+                except (PCCompileError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    raise misfit(node, values, error, place(self.vertex)) from error
         return Linearisation(self.vertex, tuple(values[node] for node in self.outputs), leaves, self.widths)
 
     def _call(self, node: fx.Node, values: Mapping[str, Any], states: RandomStates) -> Any:

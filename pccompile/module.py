@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +17,9 @@ from pccompile.errors import DoubleBackwardError, UsageError
 from pccompile.ir.grammar import Program
 from pccompile.losses import averages_over_batch
 from pccompile.rules import Rule
+from pccompile.variants import Variants, key_of_call
 
 __all__ = ["PCModule", "as_arguments", "loss_among"]
-
-logger = logging.getLogger("pccompile")
 
 Loss = Callable[..., torch.Tensor]
 
@@ -48,6 +46,7 @@ class PCModule(nn.Module):
         loss_fn: Loss | None,
         vertices: str | Sequence[str],
         capture_method: str,
+        dynamic: bool,
         optimize: bool,
     ) -> None:
         super().__init__()
@@ -58,11 +57,10 @@ class PCModule(nn.Module):
         self.training = model.training
         self.rule = rule
         self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
-        self.capture_method, self.optimize = capture_method, optimize
+        self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
         self.record_energies = False
         self.energies: list[float] = []
-        self._captures: dict[Any, Captured] = {}
-        self._compiled: dict[Any, Compiled] = {}
+        self._variants = Variants()
         self._latest: Compiled | None = None
 
     # Calls --------------------------------------------------------------------------------------------------------
@@ -157,7 +155,7 @@ class PCModule(nn.Module):
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
         args, kwargs = as_arguments(inputs)
         targets = _as_targets(target)
-        self._variant(args, kwargs, targets, self.loss_fn if targets else None)
+        self._variant(args, dict(sorted(kwargs.items())), targets, self.loss_fn if targets else None)
         return self.program
 
     # The model's own ------------------------------------------------------------------------------------------------
@@ -186,7 +184,7 @@ class PCModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles carry: not what was captured and compiled, which is made again when needed."""
-        return {**self.__dict__, "_captures": {}, "_compiled": {}, "_latest": None}
+        return {**self.__dict__, "_variants": Variants(), "_latest": None}
 
     def extra_repr(self) -> str:
         """The rule."""
@@ -206,49 +204,36 @@ class PCModule(nn.Module):
         kwargs = dict(sorted(kwargs.items()))
         compiled = self._variant(args, kwargs, targets, loss_fn)
         run = Run(self.rule, record_energies=self.record_energies)
-        flat = flatten(args, kwargs, targets)
-        execution = Execution(compiled, run, self.model, loss_fn, flat)
+        execution = Execution(compiled, run, self.model, loss_fn, flatten(args, kwargs, targets))
         run.parameters = execution.sources()
-        if self.rule.needs_loss and getattr(self.rule, "batch_energy", "") == "per_sample":
-            run.loss_scale = float(compiled.batch_size) if compiled.captured.mean_loss else 1.0
         return execution
 
     def _variant(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
     ) -> Compiled:
-        """The compiled program for inputs of this kind, from the cache or made now."""
-        kwargs = dict(sorted(kwargs.items()))
-        key = (loss_fn is not None, *_input_key(args, kwargs, targets), *self._model_key())
-        wants = tuple(p.requires_grad for p in self.model.parameters())
-        observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
-        full_key = (key, wants, _structure(self.rule), self.vertices, observed)
-        if full_key not in self._compiled:
-            if key not in self._captures:
-                captured = capture(self.model, loss_fn, args, kwargs, targets, self.capture_method)
-                if loss_fn is not None:
-                    captured.mean_loss = averages_over_batch(loss_fn, captured.example_outputs, targets)
-                captured.example_outputs = None
-                self._captures[key] = captured
-                logger.info("captured %s: %d nodes", type(self.model).__name__, len(captured.graph.nodes))
-            captured = self._captures[key]
+        """The compiled program for a call of this kind, from the cache or made now; kwargs are sorted by name."""
+
+        def trace() -> Captured:
+            captured = capture(self.model, loss_fn, args, kwargs, targets, self.capture_method, self.dynamic)
+            if loss_fn is not None:
+                captured.mean_loss = averages_over_batch(loss_fn, captured.example_outputs, targets)
+            captured.example_outputs = None
+            return captured
+
+        def build(captured: Captured) -> Compiled:
             wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
-            self._compiled[full_key] = compile_captured(
-                captured, self.rule, self.vertices, wanted, self.optimize, observed
-            )
-        self._latest = self._compiled[full_key]
+            return compile_captured(captured, self.rule, self.vertices, wanted, self.optimize, observed)
+
+        key = key_of_call(self.model, loss_fn is not None, args, kwargs, targets)
+        trained = tuple(p.requires_grad for p in self.model.parameters())
+        observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
+        options = trained, _structure(self.rule), self.vertices, observed
+        self._latest = self._variants.find(self.model, key, options, trace, build)
         return self._latest
 
     def _wanted(self, captured: Captured, flat: list[Any], loss_fn: Loss | None) -> list[str]:
         values = {node: leaf_value(leaf, self.model, loss_fn, flat) for node, leaf in captured.leaves.items()}
         return [node for node, value in values.items() if isinstance(value, torch.Tensor) and value.requires_grad]
-
-    def _model_key(self) -> tuple[Any, ...]:
-        modes = tuple(module.training for module in self.model.modules())
-        state = tuple((p.dtype, p.device, p.shape) for p in (*self.model.parameters(), *self.model.buffers()))
-        autocast = tuple(
-            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
-        )
-        return modes, state, autocast
 
     def _when_done(self, execution: Execution) -> None:
         self.__dict__["energies"] = execution.run.energies
@@ -321,15 +306,6 @@ def loss_among(outputs: Any) -> torch.Tensor:
     if not isinstance(found, torch.Tensor) or found.shape != ():
         raise UsageError("the model returns no loss", cure="give loss_fn to pccompile.compile")
     return found
-
-
-def _input_key(args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> tuple[Any, ...]:
-    flat, spec = pytree.tree_flatten((args, kwargs, targets))
-    parts = tuple(
-        (v.shape, v.dtype, v.device, v.requires_grad) if isinstance(v, torch.Tensor) else (type(v).__name__, repr(v))
-        for v in flat
-    )
-    return str(spec), parts
 
 
 def _structure(rule: Rule) -> tuple[Any, ...]:

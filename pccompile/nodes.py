@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["call_node", "isolated"]
+from pccompile.errors import Place, ShapeError
+
+__all__ = ["call_node", "isolated", "misfit"]
 
 
 def call_node(node: fx.Node, values: Mapping[str, Any]) -> Any:
@@ -17,6 +19,17 @@ def call_node(node: fx.Node, values: Mapping[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def misfit(node: fx.Node, values: Mapping[str, Any], error: Exception, place: Place) -> ShapeError:
+    """The error for a node that cannot run on its inputs: what it said, and their shapes."""
+    shapes = {
+        parent.name: list(values[parent.name].shape)
+        for parent in node.all_input_nodes
+        if isinstance(values[parent.name], torch.Tensor)
+    }
+    operator = getattr(node.target, "__name__", node.target)
+    return ShapeError(f"{type(error).__name__}: {error} (inputs of {operator}: {shapes})", place)
 
 
 def isolated(value: Any, like: Any = None) -> Any:

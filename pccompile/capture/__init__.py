@@ -16,10 +16,11 @@ from pccompile.capture.captured import Captured, Effect, Fact, Leaf
 from pccompile.capture.custom import refuse_custom_functions
 from pccompile.capture.exported import capture_exported
 from pccompile.capture.observe import observe, place_of
+from pccompile.capture.shapes import Shape, ShapeDomain
 from pccompile.capture.symbolic import capture_symbolic
 from pccompile.ir.grammar import Kind
 
-__all__ = ["Captured", "Effect", "Fact", "Leaf", "capture", "leaf_value", "place_of"]
+__all__ = ["Captured", "Effect", "Fact", "Leaf", "Shape", "ShapeDomain", "capture", "leaf_value", "place_of"]
 
 
 def capture(
@@ -29,19 +30,23 @@ def capture(
     kwargs: dict[str, Any],
     targets: tuple[Any, ...],
     method: str,
+    dynamic: bool = True,
 ) -> Captured:
     """Capture the model's forward, and the loss after it if there is one, on example inputs.
 
     Args:
         method: "auto" (a GraphModule as it is, everything else exported), "export" or "symbolic".
+        dynamic: leave the sizes of the inputs open where that is possible.
 
     Raises:
         CaptureError, ShapeError: see the methods.
     """
     symbolic = method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
-    trace = capture_symbolic if symbolic else capture_exported
     with refuse_custom_functions():
-        captured = trace(model, loss_fn, args, kwargs, targets)
+        if symbolic:
+            captured = capture_symbolic(model, loss_fn, args, kwargs, targets)
+        else:
+            captured = capture_exported(model, loss_fn, args, kwargs, targets, dynamic)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}

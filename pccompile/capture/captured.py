@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from pccompile.capture.shapes import ShapeDomain
 from pccompile.ir.grammar import Kind
 
 __all__ = ["Captured", "Effect", "Fact", "Leaf"]
@@ -69,6 +70,7 @@ class Captured:
         outputs: for each flattened output of the model, the FX node's name, or None where it is a constant.
         constants: for each flattened output, the constant it is where it is one.
         output_spec: how the flattened outputs are put together again.
+        domain: the input shapes for which the graph holds.
         effects: buffers and inputs that the forward changes.
         modules: for each node the module path and its type, "layer1.0.conv1" and "Conv2d".
         sources: for each node the user's source line.
@@ -86,6 +88,7 @@ class Captured:
     outputs: list[str | None]
     constants: list[Any]
     output_spec: pytree.TreeSpec
+    domain: ShapeDomain
     effects: list[Effect]
     modules: dict[str, tuple[str, str]]
     sources: dict[str, str]

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from pccompile.capture.captured import Captured, Effect, Leaf
+from pccompile.capture.shapes import domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_stack
 from pccompile.errors import CaptureError, DataDependentError, PCCompileError, Place, ShapeError
 from pccompile.ir.grammar import Kind
@@ -44,6 +45,7 @@ def capture_exported(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     targets: tuple[Any, ...],
+    dynamic: bool,
 ) -> Captured:
     """Capture the model (and the loss after it) with `torch.export`, functionalised and decomposed.
 
@@ -57,13 +59,33 @@ def capture_exported(
     module = WithLoss(model, loss_fn)
     with _errors_with_place(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.export.export(module, (args, kwargs, targets), strict=False).run_decompositions({})
-    return _read(exported, has_loss=loss_fn is not None)
+        exported, fixed = _export(module, (args, kwargs, targets), dynamic)
+    return _read(exported, fixed, has_loss=loss_fn is not None)
 
 
-def _read(exported: torch.export.ExportedProgram, has_loss: bool) -> Captured:
+def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:
+    """Export with open sizes if asked to; else, or where the model does not allow it, with the sizes of these inputs.
+
+    Returns:
+        The program, and why the sizes could not be left open.
+    """
+    fixed = ""
+    if dynamic:
+        try:
+            shapes = open_dimensions(inputs)
+            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            return exported.run_decompositions({}), ""
+        except PCCompileError:
+            raise
+        except Exception as error:
+            fixed = f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
+    return torch.export.export(module, inputs, strict=False).run_decompositions({}), fixed
+
+
+def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
     _restore_dropout(graph)
+    _infer_open_sizes(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
     by_target = {leaf.path: leaf for leaf in leaves.values() if leaf.path}
@@ -87,6 +109,7 @@ def _read(exported: torch.export.ExportedProgram, has_loss: bool) -> Captured:
         outputs=outputs,
         constants=constants,
         output_spec=exported.call_spec.out_spec,
+        domain=domain_of_export([n for n in placeholders if leaves[n.name].kind is Kind.INPUT], exported, fixed),
         effects=effects,
         modules=modules,
         sources={node.name: source_of_stack(node.meta.get("stack_trace")) for node in graph.nodes},
@@ -108,6 +131,18 @@ def _restore_dropout(graph: fx.Graph) -> None:
             getter.replace_all_uses_with(dropout)
             graph.erase_node(getter)
         graph.erase_node(node)
+
+
+def _infer_open_sizes(graph: fx.Graph) -> None:
+    """Let a view find its only open size by itself: view(x, [-1, 784]) needs no node for the batch size."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        value, sizes = node.args
+        if sum(isinstance(size, fx.Node) for size in sizes) == 1 and 0 not in sizes and -1 not in sizes:
+            node.args = (value, [-1 if isinstance(size, fx.Node) else size for size in sizes])
+    for node in reversed(graph.nodes):
+        is_number = isinstance(node.meta.get("val"), int | torch.SymInt)
+        if node.op == "call_function" and is_number and not node.users:
+            graph.erase_node(node)
 
 
 _KINDS = {

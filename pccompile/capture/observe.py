@@ -13,9 +13,9 @@ import torch
 from torch import fx
 
 from pccompile.capture.captured import Captured, Fact
-from pccompile.errors import PCCompileError, Place, ShapeError
+from pccompile.errors import PCCompileError, Place
 from pccompile.ir.grammar import Kind
-from pccompile.nodes import call_node, isolated
+from pccompile.nodes import call_node, isolated, misfit
 
 __all__ = ["observe", "place_of"]
 
@@ -73,9 +73,7 @@ def _run(captured: Captured, node: fx.Node, inputs: Mapping[str, Any]) -> Any:
     except PCCompileError:
         raise
     except Exception as error:
-        shapes = {name: list(v.shape) for name, v in inputs.items() if isinstance(v, torch.Tensor)}
-        cause = f"{type(error).__name__}: {error} (inputs of {getattr(node.target, '__name__', node.target)}: {shapes})"
-        raise ShapeError(cause, place_of(captured, node.name)) from error
+        raise misfit(node, inputs, error, place_of(captured, node.name)) from error
 
 
 def _random_state(devices: list[torch.device]) -> list[bytes]:

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
+from pccompile.capture.shapes import ShapeDomain
 from pccompile.capture.source import source_of_exception, source_of_stack
 from pccompile.errors import CaptureError, DataDependentError, Place
 from pccompile.ir.grammar import Kind
@@ -369,6 +370,7 @@ def _captured(
         outputs=outputs,
         constants=[None if isinstance(value, fx.Node) else value for value in flat],
         output_spec=spec,
+        domain=ShapeDomain(),
         effects=effects,
         modules={node.name: _module_of(node) for node in graph.nodes},
         sources={node.name: source_of_stack(node.meta.get("stack_trace")) for node in graph.nodes},

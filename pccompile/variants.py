@@ -1,0 +1,180 @@
+"""What was captured and compiled for which kind of call, and why a call needs a new capture."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pccompile.capture import Captured, Shape
+from pccompile.compiled import Compiled
+
+__all__ = ["Key", "Variants", "key_of_call"]
+
+logger = logging.getLogger("pccompile")
+
+KEPT_CAPTURES = 32
+KEPT_CALLS = 1024
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a capture depends on.
+
+    Attributes:
+        loss: whether the loss is captured with the model.
+        structure: how arguments and targets are nested.
+        values: per flattened input: dtype, device, requires_grad and memory order of a tensor; anything else itself.
+        shapes: per flattened input: the shape of a tensor.
+        modes: training or evaluation, module by module.
+        state: dtype, device and shape of every parameter and buffer.
+        autocast: whether and to which dtype each device casts.
+    """
+
+    loss: bool
+    structure: str
+    values: tuple[Hashable, ...]
+    shapes: tuple[Shape, ...]
+    modes: tuple[bool, ...]
+    state: tuple[Hashable, ...]
+    autocast: tuple[Hashable, ...]
+
+    def differs_in_shapes_only(self, other: Key) -> bool:
+        """Whether the other key is of the same kind of call, at other sizes."""
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "shapes")
+
+
+def key_of_call(
+    model: nn.Module, with_loss: bool, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]
+) -> Key:
+    """The key of one call of the model, in the present autocast state."""
+    flat, structure = pytree.tree_flatten((args, kwargs, targets))
+    return Key(
+        with_loss,
+        str(structure),
+        tuple(_kind(value) for value in flat),
+        tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in flat),
+        tuple(module.training for module in model.modules()),
+        tuple((t.dtype, t.device, tuple(t.shape)) for t in (*model.parameters(), *model.buffers())),
+        tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+    )
+
+
+@dataclass
+class _Entry:
+    key: Key
+    captured: Captured
+    compiled: dict[Hashable, Compiled] = field(default_factory=dict)  # by options
+
+
+class Variants:
+    """A bounded cache of captures, and of the programs compiled from each; least recently used captures go first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._calls: OrderedDict[Key, _Entry] = OrderedDict()  # keys that have been matched with an entry before
+        self._warned = False
+
+    def find(
+        self,
+        model: nn.Module,
+        key: Key,
+        options: Hashable,
+        trace: Callable[[], Captured],
+        build: Callable[[Captured], Compiled],
+    ) -> Compiled:
+        """The compiled program for a key and options, made now if there is none.
+
+        Args:
+            trace: captures the model.
+            build: compiles what was captured.
+        """
+        entry = self._calls.get(key) or self._matching(key) or self._capture(model, key, trace)
+        self._calls[key] = entry
+        self._calls.move_to_end(key)
+        self._entries.move_to_end(entry.key)
+        if len(self._calls) > KEPT_CALLS:
+            self._calls.popitem(last=False)
+        if options not in entry.compiled:
+            entry.compiled[options] = build(entry.captured)
+        return entry.compiled[options]
+
+    def _matching(self, key: Key) -> _Entry | None:
+        for entry in reversed(self._entries.values()):
+            if entry.key.differs_in_shapes_only(key) and not _objection(entry, key):
+                return entry
+        return None
+
+    def _capture(self, model: nn.Module, key: Key, trace: Callable[[], Captured]) -> _Entry:
+        name = type(model).__name__
+        if self._entries:
+            latest = next(reversed(self._entries.values()))
+            logger.info("capturing %s again: %s", name, "; ".join(_changes(model, latest, key)))
+        entry = _Entry(key, trace())
+        logger.info("captured %s: %d nodes", name, len(entry.captured.graph.nodes))
+        self._entries[key] = entry
+        if len(self._entries) > KEPT_CAPTURES:
+            self._evict(name)
+        return entry
+
+    def _evict(self, name: str) -> None:
+        _, gone = self._entries.popitem(last=False)
+        self._calls = OrderedDict((key, entry) for key, entry in self._calls.items() if entry is not gone)
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s has been captured for more than %d kinds of calls; the oldest captures are dropped. "
+                "logging.getLogger('pccompile').setLevel('INFO') shows what changes from call to call",
+                name,
+                KEPT_CAPTURES,
+            )
+
+
+def _kind(value: Any) -> Hashable:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__, repr(value)
+    order = None if value.is_contiguous() else tuple(sorted(range(value.dim()), key=lambda d: -value.stride(d)))
+    return value.dtype, value.device, value.requires_grad, order
+
+
+def _objection(entry: _Entry, key: Key) -> str:
+    return entry.captured.domain.objection(key.shapes, entry.captured.input_names)
+
+
+def _changes(model: nn.Module, entry: _Entry, key: Key) -> list[str]:
+    """What of the key is not as it was at an earlier capture, in words."""
+    old, names = entry.key, entry.captured.input_names
+    found: list[str] = []
+    if old.loss != key.loss:
+        found.append("with the loss inside" if key.loss else "with the loss outside")
+    if old.structure != key.structure:
+        return [*found, "the arguments have another structure"]
+    words = ("dtype", "device", "requires_grad", "memory order")
+    for name, before, now in zip(names, old.values, key.values, strict=True):
+        parts = words if len(before) == len(now) == len(words) else ("type", "value")  # type: ignore[arg-type]
+        for word, a, b in zip(parts, before, now, strict=False):  # type: ignore[call-overload]
+            if a != b:
+                found.append(f"{name}: {word} {a} -> {b}")
+    if old.shapes != key.shapes and not found:
+        found.append(_objection(entry, key) or "an input has another shape")
+    found += _changed(
+        (f"{name or type(model).__name__} is" for name, _ in model.named_modules()),
+        ("in training mode" if mode else "in evaluation mode" for mode in old.modes),
+        ("in training mode" if mode else "in evaluation mode" for mode in key.modes),
+    )
+    tensors = [name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named]
+    found += _changed(tensors, old.state, key.state)
+    found += _changed(("autocast",) * len(key.autocast), old.autocast, key.autocast)
+    return found or ["another kind of call"]
+
+
+def _changed(names: Any, old: Any, new: Any) -> Sequence[str]:
+    """The first of the named parts that changed, and how many others did."""
+    found = [f"{name} {b}, was {a}" for name, a, b in zip(names, old, new, strict=False) if a != b]
+    return found[:1] if len(found) < 2 else [f"{found[0]} (and {len(found) - 1} more)"]
