@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pccompile.backends import BACKENDS
 from pccompile.errors import UsageError
 from pccompile.module import PCModule
 from pccompile.rules import ZIL, Rule
@@ -41,7 +42,7 @@ def compile(
             and no target, is captured at the first `pc.loss`.
         vertices: what is a vertex, for the rules whose result depends on it: "auto" (nodes for ZIL, layers for the
             others), "nodes", "layers", or the names of the modules whose outputs are vertices.
-        backend: "auto" or "eager".
+        backend: "eager" or "aten" (see `pccompile.backends`), or "auto".
         capture: "auto" (torch.export; a GraphModule as it is), "export", or "symbolic" (torch.fx.symbolic_trace).
         dynamic: leave the sizes of the inputs' dimensions open wherever the forward allows it, so that a new batch size
             or sequence length needs no new capture. False fixes every size, which captures faster.
@@ -58,12 +59,12 @@ def compile(
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}", cure="give a torch.nn.Module")
     for name, value, choices in (
-        ("backend", backend, ("auto", "eager")),
+        ("backend", backend, ("auto", *BACKENDS)),
         ("capture", capture, ("auto", "export", "symbolic")),
     ):
         if value not in choices:
             raise UsageError(f"{name}={value!r}", cure=f"choose one of {', '.join(map(repr, choices))}")
-    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, capture, dynamic, optimize)
+    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize)
     waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
     if example_inputs is not None and not waits_for_target:
         pc.prepare(example_inputs, example_target)

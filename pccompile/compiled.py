@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pccompile.backends.eager import EagerBackend
-from pccompile.backends.literal import LiteralBackend
+from pccompile.backends import BACKENDS, LiteralBackend
 from pccompile.backends.run import Run, State
 from pccompile.build import build_graph
 from pccompile.capture import Captured, leaf_value
@@ -81,6 +80,7 @@ def compile_captured(
     wanted: Sequence[str],
     optimize: bool,
     observed: bool = False,
+    backend: str = "eager",
 ) -> Compiled:
     """Captured model -> graph -> literal program -> passes -> back end.
 
@@ -88,6 +88,7 @@ def compile_captured(
         vertices: "auto" (every node for an exact rule, layers for the others), "nodes", "layers" or module paths.
         wanted: placeholder nodes whose gradient somebody wants.
         observed: somebody reads the energy in every step.
+        backend: one of `BACKENDS`.
         optimize: False runs the literal program (levelled, if the rule is) by the reference evaluator.
     """
     if vertices == "auto":
@@ -98,8 +99,8 @@ def compile_captured(
     passes = rule.passes if optimize else [name for name in rule.passes if name == "level"]
     program = run_passes(program, passes)
     functions = local_functions(program, captured)
-    backend = EagerBackend(program, functions) if optimize else LiteralBackend(program, functions)
-    return Compiled(captured, program, backend)
+    execute = BACKENDS[backend] if optimize else LiteralBackend
+    return Compiled(captured, program, execute(program, functions))
 
 
 def _own_loss(captured: Captured) -> str:

@@ -45,6 +45,7 @@ class PCModule(nn.Module):
         rule: Rule,
         loss_fn: Loss | None,
         vertices: str | Sequence[str],
+        backend: str,
         capture_method: str,
         dynamic: bool,
         optimize: bool,
@@ -57,6 +58,7 @@ class PCModule(nn.Module):
         self.training = model.training
         self.rule = rule
         self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
+        self.backend = "eager" if backend == "auto" else backend
         self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
         self.record_energies = False
         self.energies: list[float] = []
@@ -222,12 +224,12 @@ class PCModule(nn.Module):
 
         def build(captured: Captured) -> Compiled:
             wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
-            return compile_captured(captured, self.rule, self.vertices, wanted, self.optimize, observed)
+            return compile_captured(captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend)
 
         key = key_of_call(self.model, loss_fn is not None, args, kwargs, targets)
         trained = tuple(p.requires_grad for p in self.model.parameters())
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
-        options = trained, _structure(self.rule), self.vertices, observed
+        options = trained, _structure(self.rule), self.vertices, observed, self.backend
         self._latest = self._variants.find(self.model, key, options, trace, build)
         return self._latest
 
@@ -258,6 +260,7 @@ class _Sweep(torch.autograd.Function):
         ctx: FunctionCtx, execution: Execution, outputs: list[Any], done: Callable[[Execution], None], *sources: Any
     ) -> Any:
         ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)  # an output that nobody read has no gradient, rather than a gradient of zero
         return tuple(value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked)
 
     @staticmethod

@@ -1,7 +1,17 @@
-"""Back ends: what runs a program. `eager` runs its lowered graphs, `literal` is the reference evaluator on tensors."""
+"""What executes a lowered program.
 
+eager    local derivatives from the autograd engine, one vertex at a time: every operator PyTorch differentiates
+aten     flat graphs of ATen operators with explicit derivatives
+literal  the reference evaluator, for `optimize=False`
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pccompile.backends.aten import AtenBackend
 from pccompile.backends.eager import EagerBackend
 from pccompile.backends.literal import LiteralBackend
-from pccompile.backends.run import Run
 
-__all__ = ["EagerBackend", "LiteralBackend", "Run"]
+__all__ = ["BACKENDS", "AtenBackend", "EagerBackend", "LiteralBackend"]
+
+BACKENDS: dict[str, Callable[..., Any]] = {"eager": EagerBackend, "aten": AtenBackend}

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pccompile.ir.grammar import ACTION_ORDER, Action, Program, Span, Time, Update
 from pccompile.lowering.emit import Emitter, Piece, Quantity, identifiers
 
-__all__ = ["Lowered", "Piece", "Quantity", "lower"]
+__all__ = ["Lowered", "Piece", "Quantity", "lower", "results_of"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def lower(program: Program) -> Lowered:
             emitter = Emitter(program, names, negated, loop=not span.single)
         emitter.emit_step(rest)
         emitters.append((span, emitter))
-    needed = _results(program)
+    needed = results_of(program)
     pieces: list[Piece] = []
     for number, (span, emitter) in reversed(list(enumerate(emitters, start=1))):
         name = "error_sweep" if len(emitters) == 1 else f"error_sweep_{number}"
@@ -73,7 +73,7 @@ def lower(program: Program) -> Lowered:
     return Lowered(program, sweep, tuple(reversed(pieces)), negated)
 
 
-def _results(program: Program) -> set[Quantity]:
+def results_of(program: Program) -> set[Quantity]:
     """What callers read of a finished run: gradients, outputs, held tensors; errors where they enter the energy."""
     results: set[Quantity] = set()
     for vertex in program.vertices:

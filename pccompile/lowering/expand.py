@@ -1,0 +1,528 @@
+"""Write a lowered program out in ATen: flat graphs with explicit derivatives, no call of a vertex left.
+
+Each piece of the lowered program is run on symbols: a prediction copies the vertex's fragment, a product with the
+Jacobian copies those nodes of the fragment's derivative that its readers ask for, and the updates do their sums. What a
+later graph reads of an earlier one, a residual say, becomes a result there and an input here, and nothing else is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pccompile.derivatives import LocalFunction, Value
+from pccompile.ir.grammar import Kind, Span
+from pccompile.lowering import Lowered, Piece, Quantity
+from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of
+from pccompile.lowering.symbols import Space, Symbol, Writer
+from pccompile.updates import ValueOptimizer, infer, relax
+
+__all__ = ["Expansion", "FlatPiece", "Key", "Scalars"]
+
+Scalars = dict[str, tuple[Any, ...]]  # key of an input that is a number -> how to find it in a run
+
+
+@dataclass
+class FlatPiece:
+    """A graph of ATen operators and the names of what it takes and gives.
+
+    Attributes:
+        name: what it is, "prediction_sweep".
+        span: the steps it belongs to; `loop` says that it runs in each of them.
+        module: takes the inputs as one list, which it empties, and returns the outputs.
+        inputs, outputs: keys of the tensors and numbers.
+        descents: parameters whose gradient is handed to their optimizer after it, with the gradient's key.
+        results: quantities brought up to date by it, component by component, as keys or as the thing itself.
+        compares: whether it brings the errors up to date.
+    """
+
+    name: str
+    span: Span
+    loop: bool
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    descents: tuple[tuple[str, str | None], ...]
+    results: dict[Quantity, tuple[Any, ...] | None]
+    compares: bool
+
+
+class Expansion:
+    """A lowered program being written out for inputs of one kind.
+
+    Args:
+        lowered: the program.
+        functions: the local function of every predicted vertex.
+        clamped: a stand-in (or the thing itself, where it is no tensor) for every clamped leaf, by vertex.
+        optimizer: the optimizer of the values; its numbers are inputs of the graphs.
+        needed: the quantities that somebody reads after a graph has run.
+        fragments: fragments traced before.
+
+    Raises:
+        Unsupported: the program cannot be written in ATen.
+    """
+
+    def __init__(
+        self,
+        lowered: Lowered,
+        functions: Mapping[str, LocalFunction],
+        clamped: Mapping[str, Any],
+        optimizer: ValueOptimizer,
+        needed: set[Quantity],
+        fragments: dict[Hashable, Fragment],
+    ) -> None:
+        self.lowered, self.functions, self.fragments, self.needed = lowered, functions, fragments, needed
+        self.names = lowered.prediction_sweep.names
+        self.module_of = {self.names[vertex]: function for vertex, function in functions.items()}
+        self.space = Space()
+        self.scalars: Scalars = {}
+        self._numbers: dict[str, Symbol] = {}
+        self.optimizer = _SymbolicOptimizer(self, optimizer)
+        self.state: dict[Quantity, Any] = {}
+        self.kinds: dict[str, tuple[Any, ...]] = {}  # identifier -> a stand-in for each component
+        self.keys: dict[str, str] = {}  # clamped vertex -> key
+        for vertex, value in clamped.items():
+            symbol = self.space.given(self.names[vertex], value) if isinstance(value, torch.Tensor) else value
+            if isinstance(symbol, Symbol):
+                self.keys[vertex] = symbol.key
+            self.state["value", vertex] = (symbol,)
+        self.prediction = self._write(lowered.prediction_sweep)
+
+    def scalar(self, name: str, *how: Any) -> Symbol:
+        """A number that the run provides."""
+        if name not in self._numbers:
+            self._numbers[name] = self.space.given(name, 1.0)
+            self.scalars[self._numbers[name].key] = how
+        return self._numbers[name]
+
+    def error_sweep(self, outputs: Mapping[str, tuple[Any, ...]]) -> tuple[list[_Written], dict[str, tuple[Any, ...]]]:
+        """Write the error sweep.
+
+        Args:
+            outputs: for each output vertex (or the loss vertex) a stand-in for the error of each component, or None.
+
+        Returns:
+            The graphs, and the keys under which those errors are expected.
+        """
+        state = dict(self.state)
+        keys: dict[str, tuple[Any, ...]] = {}
+        loss_error = None
+        for name, parts in outputs.items():
+            symbols = tuple(
+                None if part is None else self.space.given(f"{self.names[name]}_error", part) for part in parts
+            )
+            keys[name] = tuple(None if symbol is None else symbol.key for symbol in symbols)
+            if self.lowered.program.vertex(name).kind is Kind.LOSS:
+                loss_error = symbols
+            else:
+                state["error", name] = symbols
+        written: list[_Written] = []
+        saved, self.state = self.state, state
+        try:
+            for piece in self.lowered.error_sweep:
+                if piece.loop:
+                    written.append(self._enter_loop(piece))
+                written.append(self._write(piece, loss_error))
+        finally:
+            self.state = saved
+        return written, keys
+
+    # Pieces -----------------------------------------------------------------------------------------------------------
+
+    def _write(self, piece: Piece, loss_error: Value | None = None) -> _Written:
+        writer = self.space.begin(piece.name)
+        before = dict(self.state)
+        run = _SymbolicRun(self, loss_error)
+        values: dict[fx.Node, Any] = {}
+        quantities = iter(piece.reads)
+        for node in piece.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = run if node.name == "run" else self.state.get(next(quantities))
+            elif node.op == "output":
+                results = fx.node.map_arg(node.args[0], lambda n: _Held(values[n]))
+                self.state.update(
+                    {q: r.value if isinstance(r, _Held) else r for q, r in zip(piece.writes, results, strict=True)}
+                )
+            else:
+                values[node] = self._run(node, values)
+        results_of = {q: self.state[q] for q in piece.writes if q in self.needed}
+        written = _Written(piece, writer, results_of)
+        if piece.loop:
+            self._leave_loop(written, before)
+        for value in results_of.values():
+            for part in _parts(value):
+                if part.writer is writer:
+                    writer.export(part)
+        return written
+
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args = _resolve(node.args, values)
+        kwargs = _resolve(node.kwargs, values)
+        if node.op == "call_module":
+            return self._predict(str(node.target), args[1:])
+        if node.op == "call_method":
+            if node.target == "get":
+                return args[0].get(args[1])
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.target is relax and isinstance(args[1], Symbol):
+            return _relax(*args)
+        if node.target is infer:
+            return infer(*args)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _predict(self, name: str, parents: tuple[Value, ...]) -> _Prediction:
+        function = self.module_of[name]
+        values: dict[Leaf, Any] = {}
+        for (parent, read), value in zip(function.reads.items(), parents, strict=True):
+            for index, _, _ in read:
+                values[parent, index] = value[index]
+        prediction = _Prediction(self, name, function, values)
+        self.kinds[name] = tuple(part.fake if isinstance(part, Symbol) else part for part in prediction.prediction)
+        return prediction
+
+    # Loops ------------------------------------------------------------------------------------------------------------
+
+    def _enter_loop(self, piece: Piece) -> _Written:
+        """What the loop carries from step to step gets a place of its own, filled once before the loop."""
+        writer = self.space.begin(f"before_{piece.name}")
+        for kind, vertex in piece.writes:
+            name = f"{self.names[vertex]}_{kind}"
+            present, kinds = self.state.get((kind, vertex)), self.kinds.get(self.names[vertex], ())
+            if kind == "moment":
+                self.state[kind, vertex] = self._carry_moments(writer, vertex, name, present)
+            elif kind == "error" or (kind == "value" and present is not None):
+                parts = present if present is not None else (None,) * len(kinds)
+                self.state[kind, vertex] = tuple(
+                    self.carry(writer, name, part, like) if free else part
+                    for part, like, free in zip(parts, kinds, self._free(vertex), strict=True)
+                )
+        return _Written(None, writer, {})
+
+    def _carry_moments(self, writer: Writer, vertex: str, name: str, present: Any) -> Any:
+        """What the optimizer of the values remembers: as it is now, or as before its first step."""
+        value, free = self.state["value", vertex], self._free(vertex)
+        present = tuple(
+            self.optimizer.start() if is_free and moment is None else moment
+            for is_free, moment in zip(free, present or (None,) * len(free), strict=True)
+        )
+
+        def carried(part: Any, moment: Any) -> Any:
+            if not isinstance(moment, tuple) or part is None:
+                return moment
+            return tuple(
+                self.count(writer, m) if isinstance(m, int) else self.carry(writer, name, m, part.fake) for m in moment
+            )
+
+        return tuple(carried(part, moment) for part, moment in zip(value, present, strict=True))
+
+    def count(self, writer: Writer, start: int) -> Symbol:
+        """A number that a loop carries."""
+        given = self.space.given("moment_count", start)
+        writer.exports[given.key] = writer.graph.call_function(int, (start,))
+        return given
+
+    def _free(self, vertex: str) -> tuple[bool, ...]:
+        return tuple(component.free for component in self.lowered.program.vertex(vertex).components)
+
+    def carry(self, writer: Writer, name: str, start: Symbol | None, like: torch.Tensor) -> Symbol:
+        """A tensor that a loop carries: a copy of its start, or zeros like a stand-in."""
+        given = self.space.given(name, like)
+        if start is not None:
+            node = writer.graph.call_function(torch.clone, (writer.use(start),))
+        else:
+            options = {"dtype": like.dtype, "device": like.device}
+            node = writer.graph.call_function(torch.empty_strided, (tuple(like.shape), tuple(like.stride())), options)
+            node = writer.graph.call_function(torch.zero_, (node,))
+        node._rename(self.space.unique(f"{name}_start"))
+        writer.exports[given.key] = node
+        return given
+
+    def _leave_loop(self, written: _Written, before: dict[Quantity, Any]) -> None:
+        """The results of a step go where the next step reads them."""
+        writer = written.writer
+        for quantity in written.piece.writes:  # type: ignore[union-attr]
+            entry, result = before.get(quantity), self.state[quantity]
+            if quantity[0] not in ("value", "error", "moment"):
+                continue
+            places, results = list(_flat(entry)), list(_flat(result))
+            if len(places) != len(results):
+                raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its structure from step to step")
+            for place, part in zip(places, results, strict=True):
+                if isinstance(place, Symbol) and isinstance(part, Symbol):
+                    if place is not part:
+                        if _strides(place) != _strides(part):
+                            raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its layout")
+                        writer.exports[place.key] = writer.use(part)
+                elif isinstance(place, Symbol) or isinstance(part, Symbol):
+                    raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its structure from step to step")
+            self.state[quantity] = entry
+            if quantity in written.results:
+                written.results[quantity] = entry
+
+
+@dataclass
+class _Written:
+    """A graph that is written, until everything that reads from it is."""
+
+    piece: Piece | None
+    writer: Writer
+    results: dict[Quantity, Any]
+
+    def finish(self) -> FlatPiece:
+        """Close the graph; everything that reads from it has been written by now."""
+        graph = self.writer.graph
+        self.writer.closed = True
+        graph.output(tuple(self.writer.exports.values()))
+        graph.eliminate_dead_code()
+        graph.lint()
+        used = [key for key, node in self.writer.imports.items() if node.users]
+        for node in self.writer.imports.values():
+            if not node.users:
+                graph.erase_node(node)
+        order = {node: position for position, node in enumerate(graph.nodes)}
+        inputs = tuple(sorted(used, key=lambda key: order[self.writer.imports[key]]))
+        piece = self.piece
+        span = piece.span if piece is not None else Span.steps(0, 1)
+        return FlatPiece(
+            self.writer.name,
+            span,
+            piece is not None and piece.loop,
+            fx.GraphModule({}, graph, self.writer.name),
+            inputs,
+            tuple(self.writer.exports),
+            tuple(self.writer.descents),
+            {quantity: _keys(value) for quantity, value in self.results.items()},
+            piece is not None and piece.compares,
+        )
+
+
+@dataclass
+class _Held:
+    value: Any
+
+
+class _Prediction:
+    """A vertex's prediction in a flat graph; stands for `derivatives.Linearisation`."""
+
+    def __init__(self, expansion: Expansion, name: str, function: LocalFunction, leaves: dict[Leaf, Any]) -> None:
+        self.expansion, self.name, self.function, self.leaves = expansion, name, function, leaves
+        self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
+        self.fragment = fragment_of(function, self.kinds, None, expansion.fragments)
+        self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
+        self.prediction: Value = tuple(
+            self._copy(part, self.symbols, f"{name}" if index == 0 else f"{name}_{index}")
+            for index, part in enumerate(self.fragment.components)
+        )
+
+    def pull_back(self, error: Value | None, targets: tuple[str, ...], release: bool = False) -> dict[str, Value]:
+        """J(i, parent)^T e_i for each target that the error reaches, as nodes of the graph being written."""
+        given = [
+            (position, error[position] if error is not None and position < len(error) else None)
+            for position, node in enumerate(self.fragment.errors)
+            if node is not None
+        ]
+        if all(part is None for _, part in given):
+            return {}
+        parts = {position: part if part is not None else self._zeros(position) for position, part in given}
+        fragment, symbols = self._for_errors(parts)
+        for position, part in parts.items():
+            symbols[fragment.errors[position]] = part
+        found: dict[str, list[Any]] = {}
+        for (parent, index), node in fragment.contributions.items():
+            if parent in targets:
+                symbol = self._copy(node, symbols, f"{self.name}_to_{self.expansion.names[parent]}")
+                found.setdefault(parent, [None] * self.function.widths[parent])[index] = symbol
+        return {parent: tuple(contribution) for parent, contribution in found.items()}
+
+    def _zeros(self, position: int) -> Symbol:
+        like = self.prediction[position].fake
+        options = {"dtype": like.dtype, "device": like.device}
+        return self.expansion.space.emit(torch.zeros, (tuple(like.shape),), options)
+
+    def _for_errors(self, parts: dict[int, Symbol]) -> tuple[Fragment, dict[fx.Node, Any]]:
+        """The fragment for errors of these layouts, and the symbols of its nodes that are known already."""
+        expected = [self.fragment.errors[position].meta["val"] for position in parts]  # type: ignore[union-attr]
+        actual = [part.fake for part in parts.values()]
+        if all(a.stride() == b.stride() and a.dtype == b.dtype for a, b in zip(expected, actual, strict=True)):
+            return self.fragment, _Layered(self.symbols)
+        other = fragment_of(self.function, self.kinds, actual, self.expansion.fragments)
+        mine, theirs = self.fragment.predicted, other.predicted
+        forward = min(len(mine), len(theirs))
+        symbols: dict[fx.Node, Any] = _Layered({node: self.leaves[leaf] for leaf, node in other.leaves.items()})
+        for ours, node in zip(mine[:forward], theirs[:forward], strict=True):
+            if ours.target is not node.target:
+                break
+            if ours in self.symbols:
+                symbols[node] = self.symbols[ours]
+        return other, symbols
+
+    def _copy(self, node: Any, symbols: dict[fx.Node, Any], wish: str | None = None) -> Any:
+        """The symbol of a fragment's node, written now (with what it reads) if it is not there yet."""
+        if not isinstance(node, fx.Node):
+            return node
+        stack: list[tuple[fx.Node, str | None]] = [(node, wish)]
+        while stack:
+            current, name = stack[-1]
+            if current in symbols:
+                stack.pop()
+                continue
+            missing = [parent for parent in current.all_input_nodes if parent not in symbols]
+            if missing:
+                stack += [(parent, None) for parent in missing]
+                continue
+            stack.pop()
+            args = fx.node.map_arg(current.args, lambda n: _Held(symbols[n]))
+            kwargs = fx.node.map_arg(current.kwargs, lambda n: _Held(symbols[n]))
+            operator = str(getattr(current.target, "__name__", current.target)).partition(".")[0].strip("_")
+            symbols[current] = self.expansion.space.emit(
+                current.target,  # type: ignore[arg-type]
+                _unheld(args),
+                _unheld(kwargs),
+                wish=name or f"{self.name}_{operator}",
+                fake=current.meta["val"],
+            )
+            if isinstance(current.meta["val"], tuple | list):  # a tuple stays in the graph that computes it
+                for user in current.users:
+                    if user.target.__name__ == "getitem" and user not in symbols:  # type: ignore[union-attr]
+                        self._copy(user, symbols)
+        return symbols[node]
+
+
+class _Layered(dict[fx.Node, Any]):
+    """Symbols of one product with a Jacobian; those of the prediction show through."""
+
+    def __init__(self, below: dict[fx.Node, Any]) -> None:
+        super().__init__()
+        self.below = below
+
+    def __contains__(self, node: object) -> bool:
+        return super().__contains__(node) or node in self.below
+
+    def __missing__(self, node: fx.Node) -> Any:
+        return self.below[node]
+
+
+class _SymbolicRun:
+    """Stands for `backends.run.Run`."""
+
+    random_states = None
+
+    def __init__(self, expansion: Expansion, loss_error: Value | None) -> None:
+        self.expansion, self.loss_error = expansion, loss_error
+
+    @property
+    def step_size(self) -> Symbol:
+        return self.expansion.scalar("step_size", "step_size")
+
+    @property
+    def optimizer(self) -> _SymbolicOptimizer:
+        return self.expansion.optimizer
+
+    def gain(self, level: int, sign: float = 1.0) -> Symbol:
+        return self.expansion.scalar(f"gain_{level}", "gain", level, sign)
+
+    def descend(self, parameter: str, gradient: Value | None) -> None:
+        writer = self.expansion.space.writer
+        symbol = None if gradient is None else gradient[0]
+        if symbol is not None:
+            writer.export(symbol)
+        writer.descents.append((parameter, None if symbol is None else symbol.key))
+
+
+class _SymbolicOptimizer:
+    """Stands for `updates.ValueOptimizer`: the same steps with the step size as an input of the graph."""
+
+    def __init__(self, expansion: Expansion, optimizer: ValueOptimizer) -> None:
+        self.expansion, self.rule = expansion, optimizer
+
+    def start(self) -> tuple[Any, ...] | None:
+        """The moments of a value before the first step."""
+        return {"sgd": None, "momentum": (None,), "adam": (None, None, 0)}[self.rule.kind]
+
+    def step(self, value: Symbol, direction: Symbol | None, moment: Any) -> tuple[Symbol, Any]:
+        """One step; see `updates.ValueOptimizer.step`."""
+        emit, eta = self.expansion.space.emit, self.expansion.scalar("step_size", "step_size")
+        if self.rule.kind == "sgd":
+            return (value if direction is None else emit(torch.add, (value, direction), {"alpha": eta})), None
+        first, second, count = (*(moment or self.start() or ()), None, None)[:3]
+        if direction is None and first is None:
+            return value, (None,) if self.rule.kind == "momentum" else (None, None, count + 1)
+        if direction is None:
+            direction = emit(torch.zeros_like, (value,))
+        if self.rule.kind == "momentum":
+            first = direction if first is None else emit(torch.add, (direction, first), {"alpha": self.rule.momentum})
+            return emit(torch.add, (value, first), {"alpha": eta}), (first,)
+        b1, b2 = self.rule.betas
+        first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
+        second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
+        corrected = first / (1 - b1 ** (count + 1))
+        scale = emit(torch.sqrt, (second / (1 - b2 ** (count + 1)),)) + self.rule.epsilon
+        return value + eta * corrected / scale, (first, second, count + 1)
+
+
+def _relax(error: Value | None, step_size: Symbol, *contributions: Value | None) -> Value | None:
+    """`updates.relax` with a step size that the run provides."""
+    incoming = relax(None, 1.0, *contributions)
+    if incoming is None or error is None:
+        parts = error if incoming is None else incoming
+        factor = 1 - step_size if incoming is None else step_size
+        return None if parts is None else tuple(None if part is None else factor * part for part in parts)
+    return tuple(_mix(before, after, step_size) for before, after in zip(error, incoming, strict=True))
+
+
+def _mix(before: Symbol | None, after: Symbol | None, step_size: Symbol) -> Symbol | None:
+    if before is None or after is None:
+        return None if before is after else (1 - step_size) * before if before is not None else step_size * after
+    return before.space.emit(torch.lerp, (before, after, step_size))
+
+
+def _resolve(argument: Any, values: dict[fx.Node, Any]) -> Any:
+    if isinstance(argument, fx.Node):
+        return values[argument]
+    if isinstance(argument, tuple | list):
+        return tuple(_resolve(part, values) for part in argument)
+    if isinstance(argument, dict):
+        return {name: _resolve(part, values) for name, part in argument.items()}
+    return argument
+
+
+def _unheld(argument: Any) -> Any:
+    if isinstance(argument, _Held):
+        return argument.value
+    if isinstance(argument, tuple | list):
+        return type(argument)(_unheld(part) for part in argument)
+    if isinstance(argument, dict):
+        return {name: _unheld(part) for name, part in argument.items()}
+    return argument
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _parts(value: Any) -> list[Symbol]:
+    return [part for part in _flat(value) if isinstance(part, Symbol)]
+
+
+def _keys(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_keys(part) for part in value)
+    return Key(value.key) if isinstance(value, Symbol) else value
+
+
+class Key(str):
+    """The key of a tensor, as against a string that is a value."""
+
+    __slots__ = ()
+
+
+def _strides(symbol: Symbol) -> Any:
+    return tuple(symbol.fake.stride()) if isinstance(symbol.fake, torch.Tensor) else None

@@ -1,0 +1,228 @@
+"""Local derivatives as ATen: f_i and its products with the transposed Jacobian, traced once per distinct vertex.
+
+A fragment is the trace of one vertex's prediction followed by autograd's own derivative of it: nodes that depend on an
+error belong to the error sweep, all others to the prediction. Nothing is bound yet to a place in the model, so vertices
+that compute the same function of inputs of the same kind share one fragment, however many layers repeat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pccompile.derivatives import LocalFunction
+from pccompile.nodes import call_node
+
+__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of"]
+
+Leaf = tuple[str, int]  # a parent and one of its components
+
+
+class Unsupported(Exception):
+    """The program cannot be written in ATen; the eager back end runs it."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """One vertex's function and derivative as a graph of ATen operators.
+
+    Attributes:
+        graph: from the leaves and the errors to the components and the contributions.
+        leaves: the placeholder of each tensor the function reads.
+        errors: for each component its error's placeholder; None where no derivative flows through it.
+        components: the node, or the constant, of each component.
+        contributions: the node of J^T e for each leaf whose gradient may be asked for and that the errors reach.
+    """
+
+    graph: fx.Graph
+    leaves: dict[Leaf, fx.Node]
+    errors: tuple[fx.Node | None, ...]
+    components: tuple[Any, ...]
+    contributions: dict[Leaf, fx.Node]
+
+    @cached_property
+    def predicted(self) -> list[fx.Node]:
+        """The nodes that depend on no error, in order."""
+        behind: set[fx.Node] = {node for node in self.errors if node is not None}
+        for node in self.graph.nodes:
+            if node.op == "call_function" and behind.intersection(node.all_input_nodes):
+                behind.add(node)
+        return [node for node in self.graph.nodes if node.op == "call_function" and node not in behind]
+
+
+@cache
+def _mode() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fakes() -> AbstractContextManager[Any]:
+    """The mode in which all stand-ins live."""
+    mode: AbstractContextManager[Any] = _mode()
+    return mode
+
+
+def fake_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's stand-in: its shape, strides, dtype and device without its data."""
+    detached = tensor.detach()
+    with _mode():
+        return torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype, device=detached.device)
+
+
+def fragment_of(
+    function: LocalFunction,
+    leaves: Mapping[Leaf, Any],
+    errors: Sequence[torch.Tensor] | None,
+    known: dict[Hashable, Fragment],
+) -> Fragment:
+    """The fragment of a local function at inputs of these kinds, from `known` or traced now and added to it.
+
+    Args:
+        leaves: a stand-in for each tensor the function reads, by parent and component; other values themselves.
+        errors: a stand-in for the error of each differentiable component; None for contiguous ones.
+
+    Raises:
+        Unsupported: an operator cannot run on stand-ins, or the trace writes into a tensor it also reads.
+    """
+    positions = {leaf: position for position, leaf in enumerate(leaves)}
+    key = (
+        _signature(function, positions),
+        tuple(_kind(value) for value in leaves.values()),
+        None if errors is None else tuple(_kind(error) for error in errors),
+    )
+    if key not in known:
+        try:
+            known[key] = _trace(function, leaves, errors)
+        except Unsupported:
+            raise
+        except Exception as error:
+            raise Unsupported(f"{function.vertex.name}: {type(error).__name__}: {error}") from error
+    found = known[key]
+    tensors = [leaf for leaf, value in leaves.items() if isinstance(value, torch.Tensor)]
+    if list(found.leaves) == tensors:
+        return found
+    renamed = dict(zip(found.leaves, tensors, strict=True))
+    return Fragment(
+        found.graph,
+        {renamed[leaf]: node for leaf, node in found.leaves.items()},
+        found.errors,
+        found.components,
+        {renamed[leaf]: node for leaf, node in found.contributions.items()},
+    )
+
+
+def _signature(function: LocalFunction, positions: Mapping[Leaf, int]) -> Hashable:
+    """What a local function computes, with its own nodes and leaves numbered."""
+    number: dict[str, str] = {}
+    for name, read in function.reads.items():
+        for index, node, tracked in read:
+            asked = tracked and name in function.targets
+            number[node] = f"leaf {positions[name, index]}{' asked' if asked else ''}"
+    rows: list[str] = []
+    for node in function.fx_nodes:
+        number[node.name] = f"node {len(rows)}"
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Numbered(number[n.name]))
+        rows.append(f"{id(node.target)} {args!r} {kwargs!r}")
+    free = tuple(component.free for component in function.vertex.components)
+    return tuple(rows), tuple(number[node] for node in function.outputs), free, tuple(number.values())
+
+
+class _Numbered(str):
+    __slots__ = ()
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
+    return type(value).__name__, repr(value)
+
+
+def _trace(function: LocalFunction, leaves: Mapping[Leaf, Any], errors: Sequence[torch.Tensor] | None) -> Fragment:
+    # a stand-in of its own for each leaf: the tracer tells tensors apart by identity
+    tensors = {leaf: fake_of(value) for leaf, value in leaves.items() if isinstance(value, torch.Tensor)}
+    asked = [
+        (name, index)
+        for name, read in function.reads.items()
+        for index, _, tracked in read
+        if tracked and name in function.targets and (name, index) in tensors
+    ]
+
+    def predict(given: Mapping[Leaf, Any]) -> list[Any]:
+        values = {node: given[name, index] for name, read in function.reads.items() for index, node, _ in read}
+        for node in function.fx_nodes:
+            values[node.name] = call_node(node, values)
+        return [values[node] for node in function.outputs]
+
+    def joint(inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:
+        alone = {leaf: value.detach() for leaf, value in zip(tensors, inputs, strict=True)}
+        for leaf in asked:
+            alone[leaf].requires_grad_()
+        with torch.enable_grad():
+            outputs = predict({**leaves, **alone})
+        if not asked or not differentiable:
+            return outputs, []
+        flowing = [outputs[position] for position in differentiable]
+        found = torch.autograd.grad(flowing, [alone[leaf] for leaf in asked], cotangents, allow_unused=True)
+        return outputs, list(found)
+
+    with _mode(), torch.random.fork_rng(devices=[]):
+        probe = {leaf: value.detach().requires_grad_(leaf in asked) for leaf, value in tensors.items()}
+        with torch.enable_grad():
+            outputs = predict({**leaves, **probe})
+        differentiable = [
+            position
+            for position, (output, component) in enumerate(zip(outputs, function.vertex.components, strict=True))
+            if component.free and isinstance(output, torch.Tensor) and output.requires_grad
+        ]
+        cotangents = list(errors) if errors is not None else [torch.empty_like(outputs[p]) for p in differentiable]
+        traced = make_fx(joint)(list(tensors.values()), cotangents)
+    return _read(traced.graph, tensors, differentiable, len(function.outputs), asked)
+
+
+def _read(
+    graph: fx.Graph, leaves: Mapping[Leaf, Any], differentiable: list[int], width: int, asked: list[Leaf]
+) -> Fragment:
+    for node in list(graph.nodes):
+        if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
+    _refuse_writes(graph)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    result: Any = next(iter(reversed(graph.nodes))).args[0]
+    flat = list(result) if not isinstance(result[0], list | tuple) else [*result[0], *result[1]]
+    errors: list[fx.Node | None] = [None] * width
+    for position, node in zip(differentiable, placeholders[len(leaves) :], strict=True):
+        errors[position] = node
+    contributions = zip(asked, flat[width:] or [None] * len(asked), strict=True)
+    return Fragment(
+        graph,
+        dict(zip(leaves, placeholders, strict=False)),
+        tuple(errors),
+        tuple(flat[:width]),
+        {leaf: node for leaf, node in contributions if isinstance(node, fx.Node)},
+    )
+
+
+def _refuse_writes(graph: fx.Graph) -> None:
+    """A write is fine where only its result is read afterwards."""
+    position = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        written = node.args[0]
+        later = [user for user in written.users if position[user] > position[node]]
+        if written.op == "placeholder" or later:
+            raise Unsupported(f"{node.target} writes into a tensor that is read again")
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a stand-in."""
+    return isinstance(value, FakeTensor)

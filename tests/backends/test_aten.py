@@ -1,0 +1,192 @@
+"""The ATen back end computes what the eager one does, bit for bit, from flat graphs that hold what they need."""
+
+import functools
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import NAMES, loss_fn, make
+from torch import nn
+
+import pccompile
+
+RULES = {
+    "zil": pccompile.ZIL(),
+    "fixed prediction": pccompile.FixedPrediction(steps=6, step_size=0.3),
+    "fixed prediction, levelled": pccompile.FixedPrediction(steps=12, step_size=0.6, levelled=True),
+    "strict": pccompile.Strict(steps=4, step_size=0.1),
+    "strict, adam, previous errors": pccompile.Strict(
+        steps=4, step_size=0.05, optimizer="adam", learn_errors="previous"
+    ),
+    "strict, momentum, tolerance": pccompile.Strict(steps=9, step_size=0.1, optimizer="momentum", tolerance=0.02),
+}
+
+
+@functools.cache
+def compiled(name):
+    """A model of tests/models.py compiled once: rules and back ends share its capture."""
+    model, inputs, target = make(name)
+    return pccompile.compile(model, loss_fn=loss_fn, dynamic=False), inputs, target
+
+
+def gradients(pc, inputs, target):
+    torch.manual_seed(1)
+    buffers = {name: buffer.clone() for name, buffer in pc.named_buffers()}
+    found = torch.autograd.grad(pc.loss(inputs, target), list(pc.parameters()), allow_unused=True)
+    changed = {name: buffer.clone() for name, buffer in pc.named_buffers()}
+    with torch.no_grad():
+        for name, buffer in pc.named_buffers():
+            buffer.copy_(buffers[name])
+    return [*found, *changed.values()]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_agrees_with_the_eager_back_end_bit_for_bit(name, rule):
+    pc, inputs, target = compiled(name)
+    pc.rule, results, energies = rule, {}, {}
+    for pc.backend in ("eager", "aten"):
+        results[pc.backend] = gradients(pc, inputs, target)
+        energies[pc.backend] = pc.energies
+    written = pc._latest.backend.eager is None
+    assert written == (not (rule.name == "Strict" and "dropout" in name))
+    for ours, eager in zip(results["aten"], results["eager"], strict=True):
+        assert (ours is None) == (eager is None)
+        assert eager is None or torch.equal(ours, eager)
+    assert energies["aten"] == energies["eager"]
+
+
+def deep(depth):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(8, 8), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(8, 3))
+
+
+def trained(model, rule=None, x=None, **options):
+    """The model compiled with this back end, after one backward pass."""
+    pc = pccompile.compile(model, rule, loss_fn=F.cross_entropy, backend="aten", **options)
+    x = torch.randn(4, 8) if x is None else x
+    pc.loss(x, torch.randint(0, 3, (len(x),))).backward()
+    return pc
+
+
+def plan_of(pc):
+    (plan,) = pc._latest.backend.plans.values()
+    return plan
+
+
+def stages_of(pc):
+    (sweep,) = plan_of(pc).sweeps.values()
+    return sweep.stages
+
+
+def test_repeated_layers_are_differentiated_once():
+    counts = {depth: len(trained(deep(depth))._latest.backend.fragments) for depth in (3, 12)}
+    assert counts[3] == counts[12]
+
+
+def test_strict_inference_is_one_body_whatever_the_number_of_steps_and_the_step_size():
+    model = deep(3)
+    pc = trained(model, pccompile.Strict(steps=5, step_size=0.1))
+    backend, plan = pc._latest.backend, plan_of(pc)
+    bodies = [stage.piece for stage in stages_of(pc) if stage.piece.loop]
+    assert len(bodies) == 1
+    x, y = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    for steps, step_size in ((9, 0.1), (30, 0.05)):
+        pc.rule = pccompile.Strict(steps=steps, step_size=step_size)
+        reference = pccompile.compile(model, pc.rule, loss_fn=F.cross_entropy, backend="eager")
+        for ours, theirs in zip(gradients(pc, x, y), gradients(reference, x, y), strict=True):
+            assert torch.equal(ours, theirs)
+    assert pc._latest.backend is backend
+    assert plan_of(pc) is plan
+    assert stages_of(pc)[0].piece.module is not None
+
+
+def test_nothing_is_computed_that_nobody_asked_for():
+    model = deep(2)
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    model[2].weight.requires_grad_(False)
+    (stage,) = stages_of(trained(model))
+    products = [node for node in stage.piece.module.graph.nodes if "mm" in str(node.target)]
+    assert len(products) == 2  # the last layer's weight, and the error of the layer above the frozen ones
+    assert all("0_weight" not in key and "input" not in key for key in stage.piece.inputs)
+
+
+def test_residuals_are_outputs_where_the_derivative_can_be_had_from_them():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    (stage,) = stages_of(trained(model))
+    kept = set(stage.piece.inputs)
+    assert {"_1", "_3"} <= kept  # what tanh and relu gave
+    assert not {"_0", "_2"} & kept  # not what they were given
+
+
+def test_an_output_that_the_loss_does_not_read_leaves_no_gradient():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.body(x))
+            return self.a(h), self.b(h)
+
+    model = Two()
+    pc, x = pccompile.compile(model, backend="aten"), torch.randn(4, 8)
+    for read in (lambda out: out[0].sum(), lambda out: out[1].sum(), lambda out: out[0].sum() + out[1].pow(2).sum()):
+        found = {}
+        for module in (model, pc):
+            model.zero_grad(set_to_none=True)
+            read(module(x)).backward()
+            found[module] = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        for ours, theirs in zip(found[pc], found[model], strict=True):
+            assert (ours is None) == (theirs is None)
+            assert theirs is None or torch.equal(ours, theirs)
+    assert len(plan_of(pc).sweeps) == 3
+
+
+def test_a_gradient_of_another_memory_layout_is_taken():
+    model = nn.Conv2d(1, 3, 3)
+    pc, x = pccompile.compile(model, backend="aten"), torch.randn(2, 1, 6, 6)
+    weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    found = []
+    for module in (model, pc):
+        model.zero_grad(set_to_none=True)
+        module(x).backward(weight)
+        found.append(model.weight.grad.clone())
+    torch.testing.assert_close(*found)
+
+
+def test_backward_runs_twice_where_the_graph_is_retained():
+    model = deep(2)
+    pc, x = pccompile.compile(model, backend="aten"), torch.randn(4, 8)
+    loss = pc(x).pow(2).sum()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_sizes_that_come_and_go_have_graphs_of_their_own():
+    model = deep(2)
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy, backend="aten")
+    for batch in (4, 7, 4):
+        x, y = torch.randn(batch, 8), torch.randint(0, 3, (batch,))
+        assert pccompile.check(pc, x, y).bit_equal
+    assert len(pc._latest.backend.plans) == 2
+
+
+def test_what_cannot_be_written_runs_eagerly_and_says_why(caplog):
+    caplog.set_level(logging.INFO, "pccompile")
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    pc = trained(model, pccompile.Strict(steps=3, step_size=0.1))
+    assert pc._latest.backend.eager is not None
+    assert "draws random numbers and is predicted again" in caplog.text
+
+
+def test_the_flat_graphs_read_as_python():
+    pc = trained(deep(1))
+    code = plan_of(pc).prediction.piece.module.code
+    assert "_0 = torch.ops.aten.addmm.default(_0_bias" in code
+    (stage,) = stages_of(pc)
+    assert "tanh_backward" in stage.piece.module.code
