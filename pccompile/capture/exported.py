@@ -8,10 +8,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
 
 from pccompile.capture.captured import Captured, Effect, Leaf
@@ -74,12 +76,17 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
         try:
             shapes = open_dimensions(inputs)
             exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            return exported.run_decompositions({}), ""
+            return _decomposed(exported), ""
         except PCCompileError:
             raise
         except Exception as error:
             fixed = f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
-    return torch.export.export(module, inputs, strict=False).run_decompositions({}), fixed
+    return _decomposed(torch.export.export(module, inputs, strict=False)), fixed
+
+
+def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    with _composites_of(exported.graph_module):
+        return exported.run_decompositions({})
 
 
 def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) -> Captured:
@@ -116,6 +123,31 @@ def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) ->
         loss=outputs[0] if has_loss else None,
         loss_nodes=loss_nodes,
     )
+
+
+@contextmanager
+def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
+    """While this lasts, torch.export prepares to keep the composite operators of this graph, not all of PyTorch's.
+
+    Preparing every one of them takes a second a capture, whatever the size of the model.
+    """
+    if not hasattr(exported_program, "_collect_all_valid_cia_ops"):
+        yield
+        return
+    graphs = [part.graph for part in graph_module.modules() if isinstance(part, fx.GraphModule)]
+    present = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    kept = _composites() & present
+    original = exported_program._collect_all_valid_cia_ops
+    exported_program._collect_all_valid_cia_ops = lambda: set(kept)
+    try:
+        yield
+    finally:
+        exported_program._collect_all_valid_cia_ops = original
+
+
+@cache
+def _composites() -> frozenset[Any]:
+    return frozenset(exported_program._collect_all_valid_cia_ops())
 
 
 def _restore_dropout(graph: fx.Graph) -> None:
