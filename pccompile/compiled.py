@@ -57,7 +57,7 @@ class Compiled:
             if vertex.requires_grad or any(parent.name in reaches for parent in self.program.parents(vertex.name)):
                 reaches.add(vertex.name)
             if vertex.name in reaches and vertex.follows:
-                found |= {component.node for component in vertex.components}
+                found |= {component.node for component in vertex.components if component.free}
         return frozenset(found)
 
     @cached_property
