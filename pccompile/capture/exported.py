@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from functools import cache
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
-    _restore_dropout(graph)
+    _restore_composites(graph)
     _infer_open_sizes(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
@@ -99,11 +98,11 @@ def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) ->
     outputs: list[str | None] = []
     constants: list[Any] = []
     effects: list[Effect] = []
-    for spec in signature.output_specs:
-        name = getattr(spec.arg, "name", "") or None
+    for spec, result in zip(signature.output_specs, graph.output_node().args[0], strict=True):
+        name = result.name if isinstance(result, fx.Node) else None
         if spec.kind is OutputKind.USER_OUTPUT:
-            outputs.append(name if not hasattr(spec.arg, "value") else None)
-            constants.append(getattr(spec.arg, "value", None))
+            outputs.append(name)
+            constants.append(result if name is None else None)
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
             effects.append(Effect(leaves[str(spec.target)], str(name)))
         else:
@@ -135,8 +134,10 @@ def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
         yield
         return
     graphs = [part.graph for part in graph_module.modules() if isinstance(part, fx.GraphModule)]
-    present = {node.target for graph in graphs for node in graph.nodes if node.op == "call_function"}
-    kept = _composites() & present
+    present = {
+        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    }
+    kept = {operator for operator in present if exported_program._is_preservable_cia_op(operator)} - _WRITE_UNSAID
     original = exported_program._collect_all_valid_cia_ops
     exported_program._collect_all_valid_cia_ops = lambda: set(kept)
     try:
@@ -145,24 +146,34 @@ def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
         exported_program._collect_all_valid_cia_ops = original
 
 
-@cache
-def _composites() -> frozenset[Any]:
-    return frozenset(exported_program._collect_all_valid_cia_ops())
+# composite operators that change an argument without saying so in their schema, and that torch.export would keep
+_WRITE_UNSAID = {torch.ops.aten.instance_norm.default}
 
 
-def _restore_dropout(graph: fx.Graph) -> None:
-    """Undo the decomposition of dropout: eager runs aten.dropout, which rounds differently in low precision."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.native_dropout.default):
-        getters = list(node.users)
-        if any(getter.args[1] != 0 for getter in getters):
-            continue  # somebody reads the mask
-        with graph.inserting_before(node):
-            dropout = graph.call_function(torch.ops.aten.dropout.default, node.args)
-        dropout.meta = dict(node.meta)
-        for getter in getters:
-            getter.replace_all_uses_with(dropout)
-            graph.erase_node(getter)
-        graph.erase_node(node)
+def _restore_composites(graph: fx.Graph) -> None:
+    """Undo decompositions that eager execution does not go through, where nobody reads what they add to the result.
+
+    Eager runs aten.dropout, which rounds differently in low precision; and the functional form of aten.rrelu
+    differentiates by its noise as it was before it was drawn.
+    """
+    for functional, arguments, composite in _DECOMPOSED:
+        for node in graph.find_nodes(op="call_function", target=functional):
+            getters = list(node.users)
+            if any(getter.args[1] != 0 for getter in getters):
+                continue
+            with graph.inserting_before(node):
+                whole = graph.call_function(composite, tuple(node.args[i] for i in arguments if i < len(node.args)))
+            whole.meta = dict(node.meta)
+            for getter in getters:
+                getter.replace_all_uses_with(whole)
+                graph.erase_node(getter)
+            graph.erase_node(node)
+
+
+_DECOMPOSED = (
+    (torch.ops.aten.native_dropout.default, (0, 1, 2), torch.ops.aten.dropout.default),
+    (torch.ops.aten.rrelu_with_noise_functional.default, (0, 2, 3, 4), torch.ops.aten.rrelu.default),
+)
 
 
 def _infer_open_sizes(graph: fx.Graph) -> None:

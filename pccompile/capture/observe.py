@@ -34,6 +34,7 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
         ShapeError: a node cannot run on these values.
     """
     values = {name: _as_leaf(captured.leaves[name].kind, value) for name, value in leaf_values.items()}
+    wanted = {name for name, value in leaf_values.items() if isinstance(value, torch.Tensor) and value.requires_grad}
     devices = sorted({v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda}, key=str)
     with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad():
         for node in captured.graph.nodes:
@@ -42,8 +43,7 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
             random = False
             if node.name not in values:
                 before = _random_state(devices)
-                inputs = {p.name: isolated(values[p.name], like=values[p.name]) for p in node.all_input_nodes}
-                values[node.name] = _run(captured, node, inputs)
+                values[node.name] = _run(captured, node, values, wanted)
                 random = _random_state(devices) != before
             captured.facts[node.name] = _fact(values[node.name], random)
             values[node.name] = isolated(values[node.name], like=values[node.name])
@@ -63,9 +63,22 @@ def place_of(captured: Captured, node: str) -> Place:
     return Place(captured.modules.get(node, ("", ""))[0] or "(top level)", node, captured.sources.get(node) or None)
 
 
-def _run(captured: Captured, node: fx.Node, inputs: Mapping[str, Any]) -> Any:
+def _run(captured: Captured, node: fx.Node, values: Mapping[str, Any], wanted: set[str]) -> Any:
+    """The node's value. `wanted` names what a gradient is wanted of, or of something before it; the node may join it.
+
+    Every input that could have a gradient is tracked; where the operator refuses that, those that want one are.
+    """
+    names = [parent.name for parent in node.all_input_nodes]
+    if wanted.intersection(names):
+        wanted.add(node.name)
     try:
-        value = call_node(node, inputs)
+        try:
+            value = call_node(node, {name: isolated(values[name], like=values[name]) for name in names})
+        except RuntimeError as error:
+            if "is not differentiable with respect to argument" not in str(error):
+                raise
+            tracked = {name: values[name] if name in wanted else None for name in names}
+            value = call_node(node, {name: isolated(values[name], like=tracked[name]) for name in names})
         if node.target is torch.ops.aten._native_batch_norm_legit_functional.default:
             # PyTorch marks the new running statistics as differentiable here; in eager mode they never are
             return (value[0], *(part.detach() for part in value[1:]))
@@ -73,7 +86,7 @@ def _run(captured: Captured, node: fx.Node, inputs: Mapping[str, Any]) -> Any:
     except PCCompileError:
         raise
     except Exception as error:
-        raise misfit(node, inputs, error, place_of(captured, node.name)) from error
+        raise misfit(node, {name: values[name] for name in names}, error, place_of(captured, node.name)) from error
 
 
 def _random_state(devices: list[torch.device]) -> list[bytes]:
