@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from pccompile.capture.exported import capture_exported
 from pccompile.capture.observe import observe, place_of
 from pccompile.capture.shapes import Shape, ShapeDomain
 from pccompile.capture.symbolic import capture_symbolic
+from pccompile.capture.tuples import open_tuples
+from pccompile.errors import CaptureError, PCCompileError
 from pccompile.ir.grammar import Kind
 
 __all__ = ["Captured", "Effect", "Fact", "Leaf", "Shape", "ShapeDomain", "capture", "leaf_value", "place_of"]
@@ -35,22 +38,21 @@ def capture(
     """Capture the model's forward, and the loss after it if there is one, on example inputs.
 
     Args:
-        method: "auto" (a GraphModule as it is, everything else exported), "export" or "symbolic".
+        method: "auto" (a GraphModule as it is, everything else exported, or traced symbolically where torch.export
+            cannot follow an operator), "export" or "symbolic".
         dynamic: leave the sizes of the inputs open where that is possible.
 
     Raises:
         CaptureError, ShapeError: see the methods.
     """
-    symbolic = method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
     with refuse_custom_functions():
-        if symbolic:
-            captured = capture_symbolic(model, loss_fn, args, kwargs, targets)
-        else:
-            captured = capture_exported(model, loss_fn, args, kwargs, targets, dynamic)
+        captured = _trace(model, loss_fn, args, kwargs, targets, method, dynamic)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
     seen = observe(captured, values)
+    if open_tuples(captured, seen):
+        seen = observe(captured, values)
     if captured.loss is not None:
         outputs = [
             c if name is None else seen[name] for name, c in zip(captured.outputs, captured.constants, strict=True)
@@ -58,6 +60,28 @@ def capture(
         captured.example_outputs = pytree.tree_unflatten(outputs, captured.output_spec)[1]
     captured.input_names = input_names(model, args, kwargs, targets)
     return captured
+
+
+def _trace(
+    model: nn.Module,
+    loss_fn: Callable[..., torch.Tensor] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    targets: tuple[Any, ...],
+    method: str,
+    dynamic: bool,
+) -> Captured:
+    if method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule)):
+        return capture_symbolic(model, loss_fn, args, kwargs, targets)
+    try:
+        return capture_exported(model, loss_fn, args, kwargs, targets, dynamic)
+    except CaptureError:
+        if method == "export":
+            raise
+        # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
+        with suppress(PCCompileError):
+            return capture_symbolic(model, loss_fn, args, kwargs, targets)
+        raise
 
 
 def _use_first_names(captured: Captured, model: nn.Module) -> None:

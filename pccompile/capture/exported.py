@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.shapes import domain_of_export, open_dimensions
@@ -57,11 +58,20 @@ def capture_exported(
         ShapeError: shapes do not fit inside the forward.
         CaptureError: anything else that keeps torch.export from capturing the model.
     """
+    _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
     module = WithLoss(model, loss_fn)
     with _errors_with_place(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported, fixed = _export(module, (args, kwargs, targets), dynamic)
     return _read(exported, fixed, has_loss=loss_fn is not None)
+
+
+def _refuse_compressed(values: list[Any]) -> None:
+    """torch.export ends the process where a sparse tensor in a compressed layout requires a gradient."""
+    strange = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.requires_grad and value.layout in strange:
+            raise CaptureError(f"torch.export cannot follow a {value.layout} tensor that requires a gradient")
 
 
 def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:

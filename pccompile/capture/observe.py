@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from pccompile.capture.captured import Captured, Fact
-from pccompile.errors import PCCompileError, Place
+from pccompile.errors import CaptureError, PCCompileError, Place
 from pccompile.ir.grammar import Kind
 from pccompile.nodes import call_node, isolated, misfit
 
@@ -32,6 +32,7 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
 
     Raises:
         ShapeError: a node cannot run on these values.
+        CaptureError: a node writes into its inputs.
     """
     values = {name: _as_leaf(captured.leaves[name].kind, value) for name, value in leaf_values.items()}
     wanted = {name for name, value in leaf_values.items() if isinstance(value, torch.Tensor) and value.requires_grad}
@@ -43,7 +44,10 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
             random = False
             if node.name not in values:
                 before = _random_state(devices)
+                versions = _versions(node, values)
                 values[node.name] = _run(captured, node, values, wanted)
+                if _versions(node, values) != versions:
+                    raise _unsaid_write(captured, node)
                 random = _random_state(devices) != before
             captured.facts[node.name] = _fact(values[node.name], random)
             values[node.name] = isolated(values[node.name], like=values[node.name])
@@ -54,6 +58,8 @@ def _as_leaf(kind: Kind, value: Any) -> Any:
     """The value of a placeholder: tracked if it is an input or a parameter that can have a derivative."""
     if not isinstance(value, torch.Tensor):
         return value
+    if kind is Kind.BUFFER:
+        return value.detach().clone()  # should a node write into it after all
     derivable = value.is_floating_point() or value.is_complex()
     return value.detach().requires_grad_(derivable and kind in (Kind.INPUT, Kind.PARAMETER))
 
@@ -87,6 +93,21 @@ def _run(captured: Captured, node: fx.Node, values: Mapping[str, Any], wanted: s
         raise
     except Exception as error:
         raise misfit(node, {name: values[name] for name in names}, error, place_of(captured, node.name)) from error
+
+
+def _versions(node: fx.Node, values: Mapping[str, Any]) -> list[int]:
+    """How often the tensors that a node reads have been written to."""
+    read = [values[parent.name] for parent in node.all_input_nodes]
+    return [value._version for value in read if isinstance(value, torch.Tensor)]
+
+
+def _unsaid_write(captured: Captured, node: fx.Node) -> CaptureError:
+    operator = getattr(node.target, "__name__", node.target)
+    return CaptureError(
+        f"{operator} writes into a tensor that it reads",
+        place_of(captured, node.name),
+        'use capture="export", which makes such writes explicit, or call it as a module',
+    )
 
 
 def _random_state(devices: list[torch.device]) -> list[bytes]:

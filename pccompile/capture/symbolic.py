@@ -144,6 +144,8 @@ def _append_loss(graph: fx.Graph, loss_fn: Callable[..., torch.Tensor], targets:
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
         holders = [graph.placeholder(f"target_{position}") for position in range(len(targets))]
+    for position, holder in enumerate(holders):
+        holder.meta["target"] = position
     graph.erase_node(output)
     tracer = fx.proxy.GraphAppendingTracer(graph)
     try:
@@ -161,8 +163,8 @@ def _input_leaves(graph: fx.Graph, bound: dict[str, Any], positions: dict[str, i
     leaves: dict[str, Leaf] = {}
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         argument = str(node.target).removeprefix("*")
-        if argument.startswith("target_") and argument not in bound:
-            leaves[node.name] = Leaf(Kind.INPUT, "", positions[_TARGETS] + int(argument.removeprefix("target_")))
+        if "target" in node.meta:
+            leaves[node.name] = Leaf(Kind.INPUT, "", positions[_TARGETS] + node.meta["target"])
         elif argument in positions and isinstance(bound[argument], torch.Tensor):
             leaves[node.name] = Leaf(Kind.INPUT, "", positions[argument])
         else:
