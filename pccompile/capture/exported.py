@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.shapes import domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_stack
+from pccompile.capture.symbolic import OutOfPlace
 from pccompile.errors import CaptureError, DataDependentError, PCCompileError, Place, ShapeError
 from pccompile.ir.grammar import Kind
 
@@ -100,7 +101,9 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
+    _drop_assertions(graph)
     _restore_composites(graph)
+    _restore_in_place(graph)
     _infer_open_sizes(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
@@ -132,6 +135,14 @@ def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) ->
         loss=outputs[0] if has_loss else None,
         loss_nodes=loss_nodes,
     )
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    """Take out torch.export's assertions on sizes that it did not know; some are wrong, and operators check theirs."""
+    for node in reversed(graph.nodes):
+        returns = getattr(getattr(node.target, "_schema", None), "returns", None)
+        if returns == [] and not node.users:
+            graph.erase_node(node)
 
 
 @contextmanager
@@ -196,6 +207,28 @@ def _infer_open_sizes(graph: fx.Graph) -> None:
         is_number = isinstance(node.meta.get("val"), int | torch.SymInt)
         if node.op == "call_function" and is_number and not node.users:
             graph.erase_node(node)
+
+
+def _restore_in_place(graph: fx.Graph) -> None:
+    """Differentiate what the user called in place as eager does: by the result, which rounds differently."""
+    for functional, in_place in _BY_RESULT:
+        for node in graph.find_nodes(op="call_function", target=functional):
+            if _first_form(node).endswith("_.default"):
+                node.target = OutOfPlace(in_place, functional.__name__)
+
+
+_BY_RESULT = (
+    (torch.ops.aten.elu.default, torch.ops.aten.elu_.default),
+    (torch.ops.aten.celu.default, torch.ops.aten.celu_.default),
+)
+
+
+def _first_form(node: fx.Node) -> str:
+    """The operator as the user's forward called it, before decomposition: "aten.elu_.default"."""
+    target, sources = str(node.target), node.meta.get("from_node")
+    while sources:
+        target, sources = str(sources[0].target), sources[0].from_node
+    return target
 
 
 _KINDS = {

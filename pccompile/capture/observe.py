@@ -32,7 +32,7 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
 
     Raises:
         ShapeError: a node cannot run on these values.
-        CaptureError: a node writes into its inputs.
+        CaptureError: a node writes into a buffer that it reads.
     """
     values = {name: _as_leaf(captured.leaves[name].kind, value) for name, value in leaf_values.items()}
     wanted = {name for name, value in leaf_values.items() if isinstance(value, torch.Tensor) and value.requires_grad}
@@ -44,10 +44,8 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
             random = False
             if node.name not in values:
                 before = _random_state(devices)
-                versions = _versions(node, values)
                 values[node.name] = _run(captured, node, values, wanted)
-                if _versions(node, values) != versions:
-                    raise _unsaid_write(captured, node)
+                _check_buffers(captured, node, values, leaf_values)
                 random = _random_state(devices) != before
             captured.facts[node.name] = _fact(values[node.name], random)
             values[node.name] = isolated(values[node.name], like=values[node.name])
@@ -95,19 +93,20 @@ def _run(captured: Captured, node: fx.Node, values: Mapping[str, Any], wanted: s
         raise misfit(node, {name: values[name] for name in names}, error, place_of(captured, node.name)) from error
 
 
-def _versions(node: fx.Node, values: Mapping[str, Any]) -> list[int]:
-    """How often the tensors that a node reads have been written to."""
-    read = [values[parent.name] for parent in node.all_input_nodes]
-    return [value._version for value in read if isinstance(value, torch.Tensor)]
-
-
-def _unsaid_write(captured: Captured, node: fx.Node) -> CaptureError:
-    operator = getattr(node.target, "__name__", node.target)
-    return CaptureError(
-        f"{operator} writes into a tensor that it reads",
-        place_of(captured, node.name),
-        'use capture="export", which makes such writes explicit, or call it as a module',
-    )
+def _check_buffers(
+    captured: Captured, node: fx.Node, values: Mapping[str, Any], leaf_values: Mapping[str, Any]
+) -> None:
+    """Raise if the node has changed (the copy of) a buffer that it read; some operators' schemas do not say so."""
+    for parent in node.all_input_nodes:
+        leaf = captured.leaves.get(parent.name)
+        if leaf is None or leaf.kind is not Kind.BUFFER or leaf_values[parent.name].layout is not torch.strided:
+            continue
+        if not torch.allclose(values[parent.name], leaf_values[parent.name], rtol=0, atol=0, equal_nan=True):
+            raise CaptureError(
+                f"{getattr(node.target, '__name__', node.target)} writes into {leaf.path}, which it reads",
+                place_of(captured, node.name),
+                'use capture="export", which makes such writes explicit, or call it as a module',
+            )
 
 
 def _random_state(devices: list[torch.device]) -> list[bytes]:
