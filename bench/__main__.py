@@ -2,9 +2,9 @@
 
 import argparse
 
-from bench import chain
+from bench import chain, operators
 
-BENCHMARKS = {"chain": chain}
+BENCHMARKS = {"chain": chain, "operators": operators}
 
 
 def main() -> None:

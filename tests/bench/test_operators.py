@@ -1,0 +1,166 @@
+"""A part of the sweep over PyTorch's operators and modules, and that the sweep sees what it has to see."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pccompile
+from bench import __main__ as command
+from bench.operators.cases import Case, OperatorModel, entries
+from bench.operators.page import render, verdicts_on
+from bench.operators.report import counts
+from bench.operators.sweep import Result, sweep
+from bench.operators.verdict import Outcome, Verdict, judge
+from pccompile.derivatives import Linearisation
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "coverage.md"
+
+# one of each kind: arithmetic, views, indexing, reductions, linear algebra, random, complex, sparse, sizes that depend
+# on values, several outputs, lists of tensors, losses, normalisation, convolution, pooling, recurrence, attention
+SUBSET = (Path(__file__).parent / "subset.txt").read_text(encoding="utf-8").split()
+
+
+@pytest.fixture(scope="module")
+def results():
+    return sweep(lambda name: name in SUBSET, samples=1, jobs=1)
+
+
+def test_the_subset_is_exact_or_within_tolerance(results):
+    assert sorted(result.name for result in results) == sorted(SUBSET)
+    verdicts = {result.name: (result.verdict.name, *result.reasons(result.verdict)) for result in results}
+    assert {name: v for name, v in verdicts.items() if v[0] not in ("EXACT", "WITHIN_TOLERANCE")} == {}
+    assert counts(results, Verdict.EXACT)[0] > 0.9 * len(SUBSET)
+
+
+def test_the_page_is_in_step_with_the_subset(results):
+    page = PAGE.read_text(encoding="utf-8")
+    listed = verdicts_on(page)
+    assert {r.name: r.verdict for r in results if r.verdict > listed[r.name]} == {}
+    assert page.startswith(render([], 1).partition("## Counts")[0])
+
+
+def test_the_page_lists_every_entry_and_calls_none_wrong():
+    listed = verdicts_on(PAGE.read_text(encoding="utf-8"))
+    assert set(listed) == {entry.name for entry in entries()}
+    assert Verdict.WRONG not in listed.values()
+
+
+def test_what_the_page_refuses_is_still_refused():
+    refused = {name for name, verdict in verdicts_on(PAGE.read_text("utf-8")).items() if verdict is Verdict.REFUSED}
+    for result in sweep(lambda name: name in refused, samples=10, jobs=1):
+        assert result.verdict is Verdict.REFUSED, result.name
+
+
+def model_case(function, *shape):
+    return Case("made by hand", lambda: (Calls(function), (torch.ones(shape).requires_grad_(),), {}))
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_a_corrupted_derivative_is_wrong_and_the_command_says_so(monkeypatch, capsys):
+    pull_back = Linearisation.pull_back
+
+    def corrupted(self, *args, **kwargs):
+        found = pull_back(self, *args, **kwargs)
+        return {name: tuple(None if part is None else part * (1 + 1e-5) for part in v) for name, v in found.items()}
+
+    monkeypatch.setattr(Linearisation, "pull_back", corrupted)
+    outcome = judge(model_case(torch.sin, 3))
+    assert outcome.verdict is Verdict.WRONG
+    assert "gradient of input" in outcome.reason and 5e-6 < outcome.difference < 2e-5
+    monkeypatch.setattr(sys, "argv", ["bench", "operators", "--only", "cosh", "--samples", "1", "--jobs", "1"])
+    with pytest.raises(SystemExit) as exit:
+        command.main()
+    assert exit.value.code == 1
+    monkeypatch.undo()
+    assert judge(model_case(torch.sin, 3)).verdict is Verdict.EXACT
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        (lambda pc, x: pc(x) + 1, "output 0"),
+        (lambda pc, x: pc(x) * 1, None),
+        (lambda pc, x: (pc(x), pc.total.add_(1))[0], "total after"),
+        (lambda pc, x: (pc(x), torch.rand(1))[0], "random state"),
+        (lambda pc, x: (pc(x), 0)[0].detach().requires_grad_(), "gradient of input"),
+        (lambda pc, x: [pc(x), 3], "number of outputs"),
+    ],
+)
+def test_everything_a_training_step_leaves_is_compared(spoilt, reason):
+    def compile(model):
+        pc = pccompile.compile(model)
+        wrapped = lambda x: spoilt(pc, x)  # noqa: E731
+        return wrapped
+
+    outcome = judge(model_case(torch.sin, 3), compile)
+    assert outcome.verdict is (Verdict.WRONG if reason else Verdict.EXACT)
+    assert (reason or "") in outcome.reason
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+def fails(model):
+    raise KeyError("oh")
+
+
+def test_refusals_failures_and_cases_that_do_not_apply_are_told_apart():
+    assert judge(model_case(lambda x: Doubled.apply(x), 3)).verdict is Verdict.REFUSED
+    assert judge(model_case(torch.sin, 3), fails) == Outcome(Verdict.WRONG, reason="raised KeyError: 'oh'")
+    for function, reason in (
+        (lambda x: x.argmax(), "no output requires a gradient"),
+        (lambda x: x @ torch.ones(7), "eager: RuntimeError"),
+        (torch.heaviside, "eager: TypeError"),
+    ):
+        outcome = judge(model_case(function, 3))
+        assert outcome.verdict is Verdict.NOT_APPLICABLE and reason in outcome.reason
+
+
+def test_an_entry_has_the_worst_verdict_of_its_samples():
+    exact, skipped = Outcome(Verdict.EXACT), Outcome(Verdict.NOT_APPLICABLE, reason="why")
+    close = Outcome(Verdict.WITHIN_TOLERANCE, 1e-7, "where")
+    assert Result("x", (exact, skipped)).verdict is Verdict.EXACT
+    assert Result("x", (exact, close, skipped)).verdict is Verdict.WITHIN_TOLERANCE
+    assert Result("x", ()).verdict is Verdict.NOT_APPLICABLE
+    assert list(Result("x", (close, exact)).reasons(Verdict.WITHIN_TOLERANCE)) == [
+        "relative difference of at most 1.0e-07"
+    ]
+
+
+def test_the_page_can_be_read_back():
+    results = [
+        Result("one", (Outcome(Verdict.EXACT),)),
+        Result("two[a_b]", (Outcome(Verdict.REFUSED, reason="a | b\nc"),)),
+        Result("three", (Outcome(Verdict.WITHIN_TOLERANCE, 1e-7),)),
+        Result("four", (Outcome(Verdict.NOT_APPLICABLE, reason="why"),)),
+    ]
+    page = render(results, 1)
+    assert verdicts_on(page) == {result.name: result.verdict for result in results}
+    assert "| `two[a_b]` | 1 of 1 | a \\| b c |" in page
+
+
+def test_a_sample_becomes_an_argument_parameters_and_buffers():
+    entry = next(entry for entry in entries() if entry.name == "index_add")
+    model, (argument,), _ = entry.cases(1)[0].build()
+    assert isinstance(model, OperatorModel) and argument.requires_grad
+    assert [type(p) for p in model.parameters()] == [nn.Parameter]
+    assert [b.dtype for b in model.buffers()] == [torch.int64]
