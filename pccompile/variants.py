@@ -139,8 +139,14 @@ class Variants:
 def _kind(value: Any) -> Hashable:
     if not isinstance(value, torch.Tensor):
         return type(value).__name__, repr(value)
-    order = None if value.is_contiguous() else tuple(sorted(range(value.dim()), key=lambda d: -value.stride(d)))
-    return value.dtype, value.device, value.requires_grad, order
+    return value.dtype, value.device, value.requires_grad, _order(value)
+
+
+def _order(value: torch.Tensor) -> Hashable:
+    """The order of the dimensions in memory where it is not the usual one; the layout of a sparse tensor."""
+    if value.layout is not torch.strided:
+        return value.layout
+    return None if value.is_contiguous() else tuple(sorted(range(value.dim()), key=lambda d: -value.stride(d)))
 
 
 def _objection(entry: _Entry, key: Key) -> str:
