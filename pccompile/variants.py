@@ -142,10 +142,10 @@ def _kind(value: Any) -> Hashable:
     return value.dtype, value.device, value.requires_grad, _order(value)
 
 
-def _order(value: torch.Tensor) -> Hashable:
+def _order(value: torch.Tensor) -> tuple[int, ...] | str | None:
     """The order of the dimensions in memory where it is not the usual one; the layout of a sparse tensor."""
     if value.layout is not torch.strided:
-        return value.layout
+        return str(value.layout)
     return None if value.is_contiguous() else tuple(sorted(range(value.dim()), key=lambda d: -value.stride(d)))
 
 

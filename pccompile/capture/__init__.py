@@ -75,8 +75,9 @@ def _trace(
         return capture_symbolic(model, loss_fn, args, kwargs, targets)
     try:
         return capture_exported(model, loss_fn, args, kwargs, targets, dynamic)
-    except CaptureError:
-        if method == "export":
+    except CaptureError as error:
+        own_refusal = error.__cause__ is None or isinstance(error.__cause__, PCCompileError)
+        if method == "export" or own_refusal:
             raise
         # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
         with suppress(PCCompileError):

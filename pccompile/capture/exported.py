@@ -59,10 +59,10 @@ def capture_exported(
         ShapeError: shapes do not fit inside the forward.
         CaptureError: anything else that keeps torch.export from capturing the model.
     """
-    _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
     module = WithLoss(model, loss_fn)
     with _errors_with_place(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
         exported, fixed = _export(module, (args, kwargs, targets), dynamic)
     return _read(exported, fixed, has_loss=loss_fn is not None)
 
@@ -72,7 +72,7 @@ def _refuse_compressed(values: list[Any]) -> None:
     strange = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
     for value in values:
         if isinstance(value, torch.Tensor) and value.requires_grad and value.layout in strange:
-            raise CaptureError(f"torch.export cannot follow a {value.layout} tensor that requires a gradient")
+            raise NotImplementedError(f"torch.export cannot follow a {value.layout} tensor that requires a gradient")
 
 
 def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:
