@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class Compiled:
     program: Program
     backend: Backend
 
-    @property
+    @cached_property
     def loss_vertex(self) -> Vertex | None:
         """The loss vertex if the loss is inside the program."""
         return next((vertex for vertex in self.program.vertices if vertex.kind is Kind.LOSS and vertex.nodes), None)
@@ -64,6 +64,29 @@ class Compiled:
     def vertex_of_leaf(self) -> dict[str, Vertex]:
         """The clamped vertex of each placeholder or get_attr node."""
         return {v.components[0].node: v for v in self.program.vertices if v.clamped and not v.nodes}
+
+    @cached_property
+    def source_of_leaf(self) -> dict[str, str]:
+        """The name of the vertex of each leaf whose gradient the program computes, by node."""
+        found = {node: self.vertex_of_leaf.get(node) for node in self.captured.leaves}
+        return {node: vertex.name for node, vertex in found.items() if vertex is not None and vertex.requires_grad}
+
+    @cached_property
+    def changed_leaves(self) -> frozenset[str]:
+        """The leaves that the forward changes."""
+        homes = {effect.leaf.home for effect in self.captured.effects}
+        return frozenset(node for node, leaf in self.captured.leaves.items() if leaf.home in homes)
+
+    @cached_property
+    def nodes_of_vertex(self) -> dict[str, tuple[str, ...]]:
+        """The FX node of each component, by vertex."""
+        return {v.name: tuple(component.node for component in v.components) for v in self.program.vertices}
+
+    @cached_property
+    def tracked_outputs(self) -> list[bool]:
+        """For each output (or the loss alone) whether it is `tracked`."""
+        captured = self.captured
+        return [n in self.tracked for n in ([captured.loss] if captured.loss is not None else captured.outputs)]
 
     def batch_size(self, state: State) -> int:
         """The first dimension of the first output vertex that has one; 1 if none has."""
@@ -129,24 +152,22 @@ class Execution:
     loss_fn: Callable[..., torch.Tensor] | None
     flat_inputs: list[Any]
     state: State | None = None
-    autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list)
+    leaves: dict[str, Any] = field(default_factory=dict, init=False)
+    autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        captured = self.compiled.captured
+        self.leaves = {
+            node: leaf_value(leaf, self.model, self.loss_fn, self.flat_inputs) for node, leaf in captured.leaves.items()
+        }
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-        ambient = self.compiled.captured.autocast
-        self.autocast = [
-            (device, ambient and torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            for device in devices
-        ]
+        ambient = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+        self.autocast = [(d, enabled and captured.autocast, dtype) for d, enabled, dtype in ambient]
 
+    @cached_property
     def sources(self) -> dict[str, torch.Tensor]:
         """The live tensors whose gradient the program computes, by vertex name."""
-        vertex_of = self.compiled.vertex_of_leaf
-        return {
-            vertex_of[node].name: self._leaf(node)
-            for node in self.compiled.captured.leaves
-            if node in vertex_of and vertex_of[node].requires_grad
-        }
+        return {name: self.leaves[node] for node, name in self.compiled.source_of_leaf.items()}
 
     def feed_forward(self) -> list[Any]:
         """Run the feed-forward pass, and what the forward does to buffers.
@@ -155,13 +176,12 @@ class Execution:
             The flattened outputs, or the loss alone if it is inside the program. What the program computed is
             detached; an input or parameter that the model returns as it is comes back as it is.
         """
-        captured = self.compiled.captured
-        changed = {effect.leaf.home for effect in captured.effects}
+        captured, changed = self.compiled.captured, self.compiled.changed_leaves
         clamped: dict[str, Value] = {}
         for node, vertex in self.compiled.vertex_of_leaf.items():
-            value = self._leaf(node)
+            value = self.leaves[node]
             if isinstance(value, torch.Tensor):
-                value = value.detach().clone() if captured.leaves[node].home in changed else value.detach()
+                value = value.detach().clone() if node in changed else value.detach()
             clamped[vertex.name] = (value,)
         with self._environment():
             self.state = self.compiled.backend.feed_forward(self.run, clamped)
@@ -169,7 +189,7 @@ class Execution:
             values = self.values()
             for effect in captured.effects:
                 leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs).copy_(values[effect.node])
-            values |= {node: self._leaf(node) for node in captured.leaves}
+            values |= self.leaves
         if captured.loss is not None:
             return [values[captured.loss]]
         return [constant if name is None else values[name] for name, constant in self._named_outputs()]
@@ -184,9 +204,7 @@ class Execution:
     @property
     def tracked(self) -> list[bool]:
         """Which of the outputs that `feed_forward` returns have a gradient that the program computes."""
-        captured = self.compiled.captured
-        names = [captured.loss] if captured.loss is not None else captured.outputs
-        return [name in self.compiled.tracked for name in names]
+        return self.compiled.tracked_outputs
 
     def infer(self, gradients: Sequence[torch.Tensor | None], keep: bool) -> dict[str, torch.Tensor]:
         """Run the error sweep.
@@ -218,7 +236,7 @@ class Execution:
         program = self.compiled.program
         return {
             name: torch.zeros_like(source)
-            for name, source in self.sources().items()
+            for name, source in self.sources.items()
             if name not in found
             and any((Action.LEARN, child.name) in program.updates for child in program.children(name))
         }
@@ -250,20 +268,20 @@ class Execution:
     def _named_outputs(self) -> list[tuple[str | None, Any]]:
         return list(zip(self.compiled.captured.outputs, self.compiled.captured.constants, strict=True))
 
-    def _leaf(self, node: str) -> Any:
-        return leaf_value(self.compiled.captured.leaves[node], self.model, self.loss_fn, self.flat_inputs)
-
     def values(self) -> dict[str, Any]:
         """Values after the feed-forward pass by FX node, as far as the program keeps them."""
         values: dict[str, Any] = {}
         state = self.state or {}
-        for vertex in self.compiled.program.vertices:
-            parts = state.get(("value", vertex.name)) or ()
-            values.update(zip((component.node for component in vertex.components), parts, strict=False))
+        for name, nodes in self.compiled.nodes_of_vertex.items():
+            parts = state.get(("value", name))
+            if parts is not None:
+                values.update(zip(nodes, parts, strict=False))
         return values
 
-    def _environment(self) -> ExitStack:
+    def _environment(self) -> AbstractContextManager[Any]:
         """The autocast state in which the nodes run: none for an exported graph, the caller's for a symbolic one."""
+        if not any(torch.is_autocast_enabled(device) or enabled for device, enabled, _ in self.autocast):
+            return nullcontext()
         stack = ExitStack()
         for device, enabled, dtype in self.autocast:
             stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))

@@ -207,7 +207,7 @@ class PCModule(nn.Module):
         compiled = self._variant(args, kwargs, targets, loss_fn)
         run = Run(self.rule, record_energies=self.record_energies)
         execution = Execution(compiled, run, self.model, loss_fn, flatten(args, kwargs, targets))
-        run.parameters = execution.sources()
+        run.parameters = execution.sources
         return execution
 
     def _variant(
@@ -273,7 +273,7 @@ class _Sweep(torch.autograd.Function):
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         found = execution.infer(by_output, keep)
         ctx.done(execution)  # type: ignore[attr-defined]
-        return None, None, None, *(found.get(name) for name in execution.sources())
+        return None, None, None, *(found.get(name) for name in execution.sources)
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -294,7 +294,7 @@ def _call(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
         outputs = execution.feed_forward()
     if not any(execution.tracked):
         return outputs
-    linked = iter(_Sweep.apply(execution, outputs, done, *execution.sources().values()))
+    linked = iter(_Sweep.apply(execution, outputs, done, *execution.sources.values()))
     return [next(linked) if tracked else value for value, tracked in zip(outputs, execution.tracked, strict=True)]
 
 

@@ -17,6 +17,7 @@ from torch import fx
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
+from pccompile.lowering.direct import DIRECT
 from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of
 from pccompile.lowering.symbols import Space, Symbol, Writer
 from pccompile.updates import ValueOptimizer, infer, relax
@@ -278,6 +279,8 @@ class _Written:
         self.writer.closed = True
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
+        for node in graph.nodes:
+            node.target = DIRECT.get(node.target, node.target)
         graph.lint()
         used = [key for key, node in self.writer.imports.items() if node.users]
         for node in self.writer.imports.values():

@@ -44,6 +44,7 @@ class Writer:
             first = next(iter(self.graph.nodes), None)
             with self.graph.inserting_before(first) if first is not None else self.graph.inserting_after():
                 self.imports[symbol.key] = self.graph.placeholder(symbol.key)
+            self.imports[symbol.key].meta["val"] = symbol.fake
         if symbol.writer is not None:
             symbol.writer.export(symbol)
         return self.imports[symbol.key]
