@@ -81,7 +81,7 @@ class PCModule(nn.Module):
         captured = execution.compiled.captured
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
             outputs = self._around_own_loss(outputs[0], execution)
-        return pytree.tree_unflatten(outputs, captured.output_spec)
+        return captured.rebuild(outputs)
 
     def loss(self, inputs: Any, target: Any = None) -> torch.Tensor:
         """The loss, evaluated inside the program; `backward()` on it fills the parameters' gradients.

@@ -57,7 +57,7 @@ def capture(
         outputs = [
             c if name is None else seen[name] for name, c in zip(captured.outputs, captured.constants, strict=True)
         ]
-        captured.example_outputs = pytree.tree_unflatten(outputs, captured.output_spec)[1]
+        captured.example_outputs = captured.rebuild(outputs)[1]
     captured.input_names = input_names(model, args, kwargs, targets)
     return captured
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from pccompile.capture.shapes import ShapeDomain
 from pccompile.ir.grammar import Kind
@@ -69,7 +69,7 @@ class Captured:
         leaves: placeholder and get_attr nodes by name.
         outputs: for each flattened output of the model, the FX node's name, or None where it is a constant.
         constants: for each flattened output, the constant it is where it is one.
-        output_spec: how the flattened outputs are put together again.
+        rebuild: puts the flattened outputs together again.
         domain: the input shapes for which the graph holds.
         effects: buffers and inputs that the forward changes.
         modules: for each node the module path and its type, "layer1.0.conv1" and "Conv2d".
@@ -87,7 +87,7 @@ class Captured:
     leaves: dict[str, Leaf]
     outputs: list[str | None]
     constants: list[Any]
-    output_spec: pytree.TreeSpec
+    rebuild: Callable[[list[Any]], Any]
     domain: ShapeDomain
     effects: list[Effect]
     modules: dict[str, tuple[str, str]]

@@ -17,9 +17,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
+from pccompile.capture.restore import restore_eager_operators
 from pccompile.capture.shapes import domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_stack
-from pccompile.capture.symbolic import OutOfPlace
+from pccompile.capture.structure import Structure
 from pccompile.errors import CaptureError, DataDependentError, PCCompileError, Place, ShapeError
 from pccompile.ir.grammar import Kind
 
@@ -27,7 +28,13 @@ __all__ = ["WithLoss", "capture_exported"]
 
 
 class WithLoss(nn.Module):
-    """A model followed by its loss, as one module: (args, kwargs, targets) -> (loss, outputs)."""
+    """A model followed by its loss, as one module: (args, kwargs, targets) -> the tensors of (loss, outputs).
+
+    Attributes:
+        structure: of (loss, outputs), or of the outputs where there is no loss; known once the module has run.
+    """
+
+    structure: Structure
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., torch.Tensor] | None) -> None:
         super().__init__()
@@ -35,11 +42,12 @@ class WithLoss(nn.Module):
         self.loss_fn = loss_fn
         self.training = model.training
 
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> Any:
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[Any]:
         outputs = self.model(*args, **kwargs)
-        if self.loss_fn is None:
-            return outputs
-        return self.loss_fn(outputs, *targets), outputs
+        if self.loss_fn is not None:
+            outputs = self.loss_fn(outputs, *targets), outputs
+        self.structure, tensors = Structure.take_apart(outputs)
+        return tensors
 
 
 def capture_exported(
@@ -64,7 +72,7 @@ def capture_exported(
         warnings.simplefilter("ignore")
         _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
         exported, fixed = _export(module, (args, kwargs, targets), dynamic)
-    return _read(exported, fixed, has_loss=loss_fn is not None)
+    return _read(exported, module.structure, fixed, has_loss=loss_fn is not None)
 
 
 def _refuse_compressed(values: list[Any]) -> None:
@@ -99,12 +107,11 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
         return exported.run_decompositions({})
 
 
-def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) -> Captured:
+def _read(exported: torch.export.ExportedProgram, structure: Structure, fixed: str, has_loss: bool) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
     _drop_assertions(graph)
-    _restore_composites(graph)
-    _restore_in_place(graph)
     _infer_open_sizes(graph)
+    restore_eager_operators(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
     by_target = {leaf.path: leaf for leaf in leaves.values() if leaf.path}
@@ -127,7 +134,7 @@ def _read(exported: torch.export.ExportedProgram, fixed: str, has_loss: bool) ->
         leaves=leaves,
         outputs=outputs,
         constants=constants,
-        output_spec=exported.call_spec.out_spec,
+        rebuild=structure.around,
         domain=domain_of_export([n for n in placeholders if leaves[n.name].kind is Kind.INPUT], exported, fixed),
         effects=effects,
         modules=modules,
@@ -171,32 +178,6 @@ def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
 _WRITE_UNSAID = {torch.ops.aten.instance_norm.default}
 
 
-def _restore_composites(graph: fx.Graph) -> None:
-    """Undo decompositions that eager execution does not go through, where nobody reads what they add to the result.
-
-    Eager runs aten.dropout, which rounds differently in low precision; and the functional form of aten.rrelu
-    differentiates by its noise as it was before it was drawn.
-    """
-    for functional, arguments, composite in _DECOMPOSED:
-        for node in graph.find_nodes(op="call_function", target=functional):
-            getters = list(node.users)
-            if any(getter.args[1] != 0 for getter in getters):
-                continue
-            with graph.inserting_before(node):
-                whole = graph.call_function(composite, tuple(node.args[i] for i in arguments if i < len(node.args)))
-            whole.meta = dict(node.meta)
-            for getter in getters:
-                getter.replace_all_uses_with(whole)
-                graph.erase_node(getter)
-            graph.erase_node(node)
-
-
-_DECOMPOSED = (
-    (torch.ops.aten.native_dropout.default, (0, 1, 2), torch.ops.aten.dropout.default),
-    (torch.ops.aten.rrelu_with_noise_functional.default, (0, 2, 3, 4), torch.ops.aten.rrelu.default),
-)
-
-
 def _infer_open_sizes(graph: fx.Graph) -> None:
     """Let a view find its only open size by itself: view(x, [-1, 784]) needs no node for the batch size."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
@@ -207,28 +188,6 @@ def _infer_open_sizes(graph: fx.Graph) -> None:
         is_number = isinstance(node.meta.get("val"), int | torch.SymInt)
         if node.op == "call_function" and is_number and not node.users:
             graph.erase_node(node)
-
-
-def _restore_in_place(graph: fx.Graph) -> None:
-    """Differentiate what the user called in place as eager does: by the result, which rounds differently."""
-    for functional, in_place in _BY_RESULT:
-        for node in graph.find_nodes(op="call_function", target=functional):
-            if _first_form(node).endswith("_.default"):
-                node.target = OutOfPlace(in_place, functional.__name__)
-
-
-_BY_RESULT = (
-    (torch.ops.aten.elu.default, torch.ops.aten.elu_.default),
-    (torch.ops.aten.celu.default, torch.ops.aten.celu_.default),
-)
-
-
-def _first_form(node: fx.Node) -> str:
-    """The operator as the user's forward called it, before decomposition: "aten.elu_.default"."""
-    target, sources = str(node.target), node.meta.get("from_node")
-    while sources:
-        target, sources = str(sources[0].target), sources[0].from_node
-    return target
 
 
 _KINDS = {

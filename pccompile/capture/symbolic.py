@@ -371,7 +371,7 @@ def _captured(
         leaves=leaves,
         outputs=outputs,
         constants=[None if isinstance(value, fx.Node) else value for value in flat],
-        output_spec=spec,
+        rebuild=spec.unflatten,
         domain=ShapeDomain(),
         effects=effects,
         modules={node.name: _module_of(node) for node in graph.nodes},
