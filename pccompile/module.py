@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
 
 from pccompile.backends.run import Run
 from pccompile.capture import Captured, capture, leaf_value

@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 from pccompile.capture.captured import Captured, Effect, Fact, Leaf
 from pccompile.capture.custom import refuse_custom_functions
 from pccompile.capture.exported import capture_exported
+from pccompile.capture.masks import masks_as_given
 from pccompile.capture.observe import observe, place_of
+from pccompile.capture.packed import refuse_packed_sequences
 from pccompile.capture.shapes import Shape, ShapeDomain
 from pccompile.capture.symbolic import capture_symbolic
 from pccompile.capture.tuples import open_tuples
@@ -45,7 +47,7 @@ def capture(
     Raises:
         CaptureError, ShapeError: see the methods.
     """
-    with refuse_custom_functions():
+    with refuse_custom_functions(), refuse_packed_sequences(), masks_as_given():
         captured = _trace(model, loss_fn, args, kwargs, targets, method, dynamic)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))

@@ -1,7 +1,7 @@
 """What a forward returns, with the tensors taken out, to be put together again around others.
 
 A pickler meets every part of an object, whatever it is: containers, dataclasses, the caches and outputs of model
-libraries. It leaves tensors (and symbolic sizes) to us, and so do classes, functions and modules, which stay themselves.
+libraries. It leaves tensors and symbolic sizes to us, and classes, functions and modules, which stay themselves.
 """
 
 from __future__ import annotations
