@@ -116,7 +116,8 @@ def choose(roles: Roles, vertices: str | Sequence[str], every_node: bool) -> set
     """
     tensors = {name for name in roles.active if not roles.is_tuple(name)}
     candidates = tensors if every_node else tensors & roles.data
-    outputs = {name for name in roles.captured.outputs if name in tensors} - {roles.captured.loss}
+    # what the model returns beside a loss inside (a cache, hidden states) is no prediction for being returned
+    outputs = {name for name in roles.captured.outputs if name in tensors} if roles.captured.loss is None else set()
     loss_reads = {p.name for name in roles.captured.loss_nodes for p in roles.by_name[name].all_input_nodes}
     ends = (outputs | (loss_reads & tensors)) - roles.captured.loss_nodes
     if vertices == "nodes":
