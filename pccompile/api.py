@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pccompile.backends import BACKENDS
+from pccompile.capture import is_symbolic
 from pccompile.errors import UsageError
 from pccompile.module import PCModule
 from pccompile.rules import ZIL, Rule
@@ -27,6 +28,7 @@ def compile(
     capture: str = "auto",
     dynamic: bool = True,
     optimize: bool = True,
+    decompose: bool | str = "auto",
 ) -> PCModule:
     """Compile a PyTorch model into a predictive-coding program that trains it.
 
@@ -46,6 +48,11 @@ def compile(
         capture: "auto" (torch.export; a GraphModule as it is), "export", or "symbolic" (torch.fx.symbolic_trace).
         dynamic: leave the sizes of the inputs' dimensions open wherever the forward allows it, so that a new batch size
             or sequence length needs no new capture. False fixes every size, which captures faster.
+        decompose: True opens `nn.RNN`, `nn.LSTM`, `nn.GRU`, their cells, `nn.MultiheadAttention` and
+            `F.scaled_dot_product_attention`: every gate, cell, product and time step becomes a vertex, named as in
+            "lstm.l0.forget_gate@3" (layer 0, time step 3) or "attention.weights". False leaves each of them one
+            vertex, or part of one. "auto" opens them where the result depends on it: under every rule but ZIL, unless
+            `vertices` asks for "layers" or lists modules. What is opened is made of vertices under all of `vertices`.
         optimize: False runs the literal program by the reference evaluator; slow, for comparison.
 
     Returns:
@@ -64,7 +71,11 @@ def compile(
     ):
         if value not in choices:
             raise UsageError(f"{name}={value!r}", cure=f"choose one of {', '.join(map(repr, choices))}")
-    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize)
+    if decompose not in (True, False, "auto"):
+        raise UsageError(f"decompose={decompose!r}", cure="choose one of True, False, 'auto'")
+    if decompose is True and is_symbolic(model, capture):
+        raise UsageError("decompose=True opens operators of exported graphs only", cure='add capture="export"')
+    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize, decompose)
     waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
     if example_inputs is not None and not waits_for_target:
         pc.prepare(example_inputs, example_target)

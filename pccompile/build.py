@@ -151,7 +151,10 @@ class _Builder:
         return name not in self.roles.active and not self.roles.is_tuple(name)
 
     def _names(self, groups: dict[str, list[str]], slices: dict[str, list[str]]) -> dict[str, str]:
-        """A name for each vertex: its module's path; with the operator's name where a module has several vertices."""
+        """A name for each vertex: its module's path; with the operator's name where a module has several vertices.
+
+        The nodes that opened operators became have names of their own inside their modules.
+        """
         homes = {producer: self._home(producer, nodes) for producer, nodes in slices.items()}
         hidden = {producer for producer, roots in groups.items() if self.chosen.intersection(roots)}
         crowd = Counter(home for producer, (home, _) in homes.items() if producer in hidden)
@@ -159,7 +162,7 @@ class _Builder:
         names: dict[str, str] = {}
         for producer in sorted(slices, key=self.roles.position.__getitem__):
             home, operator = homes[producer]
-            alone = producer in hidden and crowd[home] == 1
+            alone = producer in hidden and crowd[home] == 1 and producer not in self.captured.labels
             wish = home if home and alone else f"{home}.{operator}" if home else operator
             name, count = wish, 1
             while name in taken:
@@ -171,6 +174,8 @@ class _Builder:
     def _home(self, producer: str, nodes: list[str]) -> tuple[str, str]:
         """Module path and operator that name a vertex: the listed module's, or those of its first parametric node."""
         path = self.captured.modules.get(producer, ("", ""))[0]
+        if producer in self.captured.labels:
+            return path, self.captured.labels[producer]
         listed = [name for name in self.named_modules if path == name or path.startswith((name + ".", name + "@"))]
         main = next((node for node in nodes if node in self.roles.parametric), producer)
         target = self.roles.by_name[main].target

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 
 from pccompile.backends.run import Run
-from pccompile.capture import Captured, capture, leaf_value
+from pccompile.capture import Captured, capture, is_symbolic, leaf_value
 from pccompile.compiled import Compiled, Execution, compile_captured, flatten
 from pccompile.errors import DoubleBackwardError, UsageError
 from pccompile.ir.grammar import Program
@@ -48,6 +48,7 @@ class PCModule(nn.Module):
         capture_method: str,
         dynamic: bool,
         optimize: bool,
+        decompose: bool | str = "auto",
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model
@@ -59,6 +60,7 @@ class PCModule(nn.Module):
         self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
         self.backend = "eager" if backend == "auto" else backend
         self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
+        self.decompose = decompose
         self.record_energies = False
         self.energies: list[float] = []
         self._variants = Variants()
@@ -213,9 +215,11 @@ class PCModule(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
     ) -> Compiled:
         """The compiled program for a call of this kind, from the cache or made now; kwargs are sorted by name."""
+        opens = self._opens()
 
         def trace() -> Captured:
-            captured = capture(self.model, loss_fn, args, kwargs, targets, self.capture_method, self.dynamic)
+            method, dynamic = self.capture_method, self.dynamic
+            captured = capture(self.model, loss_fn, args, kwargs, targets, method, dynamic, opens)
             if loss_fn is not None:
                 captured.mean_loss = averages_over_batch(loss_fn, captured.example_outputs, targets)
             captured.example_outputs = None
@@ -225,7 +229,7 @@ class PCModule(nn.Module):
             wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
             return compile_captured(captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend)
 
-        key = key_of_call(self.model, loss_fn is not None, args, kwargs, targets)
+        key = key_of_call(self.model, loss_fn is not None, opens, args, kwargs, targets)
         trained = tuple(p.requires_grad for p in self.model.parameters())
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
         options = trained, _structure(self.rule), self.vertices, observed, self.backend
@@ -235,6 +239,13 @@ class PCModule(nn.Module):
     def _wanted(self, captured: Captured, flat: list[Any], loss_fn: Loss | None) -> list[str]:
         values = {node: leaf_value(leaf, self.model, loss_fn, flat) for node, leaf in captured.leaves.items()}
         return [node for node, value in values.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+
+    def _opens(self) -> bool:
+        """Whether recurrent networks, cells and attention are opened: asked for, or the rule's result depends on it."""
+        if self.decompose != "auto":
+            return bool(self.decompose)
+        by_nodes = self.vertices in ("auto", "nodes")
+        return by_nodes and not self.rule.exact and not is_symbolic(self.model, self.capture_method)
 
     def _when_done(self, execution: Execution) -> None:
         self.__dict__["energies"] = execution.run.energies

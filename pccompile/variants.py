@@ -29,6 +29,7 @@ class Key:
 
     Attributes:
         loss: whether the loss is captured with the model.
+        opens: whether recurrent networks and attention are opened into elementary operators.
         structure: how arguments and targets are nested.
         values: per flattened input: dtype, device, requires_grad and memory order of a tensor; anything else itself.
         shapes: per flattened input: the shape of a tensor.
@@ -38,6 +39,7 @@ class Key:
     """
 
     loss: bool
+    opens: bool
     structure: str
     values: tuple[Hashable, ...]
     shapes: tuple[Shape, ...]
@@ -51,12 +53,18 @@ class Key:
 
 
 def key_of_call(
-    model: nn.Module, with_loss: bool, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]
+    model: nn.Module,
+    with_loss: bool,
+    opens: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    targets: tuple[Any, ...],
 ) -> Key:
     """The key of one call of the model, in the present autocast state."""
     flat, structure = pytree.tree_flatten((args, kwargs, targets))
     return Key(
         with_loss,
+        opens,
         str(structure),
         tuple(_kind(value) for value in flat),
         tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in flat),
@@ -159,6 +167,10 @@ def _changes(model: nn.Module, entry: _Entry, key: Key) -> list[str]:
     found: list[str] = []
     if old.loss != key.loss:
         found.append("with the loss inside" if key.loss else "with the loss outside")
+    if old.opens != key.opens:
+        found.append(
+            "recurrent networks and attention opened" if key.opens else "recurrent networks and attention left fused"
+        )
     if old.structure != key.structure:
         return [*found, "the arguments have another structure"]
     words = ("dtype", "device", "requires_grad", "memory order")

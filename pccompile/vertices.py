@@ -1,6 +1,7 @@
 """Which FX nodes are vertices: every node, every layer, or the outputs of named modules.
 
-The nodes that are not chosen are evaluated inside the predictions that read them.
+The nodes that are not chosen are evaluated inside the predictions that read them. The elementary operators of what was
+opened (see `pccompile.capture.decompose`) are always chosen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cached_property
 
 from torch import fx
 
-from pccompile.capture import Captured
+from pccompile.capture import Captured, moves_only
 from pccompile.errors import UsageError
 from pccompile.ir.grammar import Kind
 
@@ -128,6 +129,7 @@ def choose(roles: Roles, vertices: str | Sequence[str], every_node: bool) -> set
         raise UsageError(f"vertices={vertices!r}", cure='choose "nodes", "layers", or a list of module names')
     else:
         chosen = set().union(*(_module_outputs(roles, name, tensors) for name in vertices)) if vertices else set()
+    chosen |= roles.captured.elementary & candidates
     return ((chosen & _leading_to(roles, ends)) | ends) - roles.captured.loss_nodes - {roles.captured.loss}
 
 
@@ -141,14 +143,44 @@ def _leading_to(roles: Roles, ends: set[str]) -> set[str]:
 
 
 def _layer_ends(roles: Roles, tensors: set[str]) -> set[str]:
-    """Where each parametric node, with the non-parametric nodes that follow it, is read by the next parametric one."""
+    """Where each parametric node, with the non-parametric nodes that follow it, is read by the next parametric one.
+
+    What opened operators read ends a layer too: where it was computed, not where a time step was cut out of it.
+    """
     below: set[str] = set()
     for node in roles.nodes:
         inputs = [parent.name for parent in node.all_input_nodes]
         if node.name in roles.parametric or (node.name in roles.active and any(name in below for name in inputs)):
             below.add(node.name)
-    read = {parent.name for name in roles.parametric for parent in roles.by_name[name].all_input_nodes}
-    return read & below & tensors & roles.data
+    elementary = roles.captured.elementary
+    readers = [roles.by_name[name] for name in roles.parametric - elementary]
+    read = {parent.name for node in readers for parent in node.all_input_nodes}
+    opened = [roles.by_name[name] for name in elementary]
+    read |= {source.name for node in opened for source in _before_moves(node)}
+    return (read & below & tensors & roles.data) - _moved(roles)
+
+
+def _before_moves(reader: fx.Node) -> set[fx.Node]:
+    """Where the values that a node reads were computed; they may have been moved around since."""
+    found: set[fx.Node] = set()
+    stack = list(reader.all_input_nodes)
+    while stack:
+        node = stack.pop()
+        if moves_only(node):
+            stack += node.all_input_nodes
+        else:
+            found.add(node)
+    return found
+
+
+def _moved(roles: Roles) -> set[str]:
+    """What only moves elementary vertices around: the outputs of all time steps put together, the last one cut out."""
+    found = set(roles.captured.elementary)
+    for node in roles.nodes:
+        inputs = {parent.name for parent in node.all_input_nodes}
+        if inputs and inputs <= found and moves_only(node):
+            found.add(node.name)
+    return found - roles.captured.elementary
 
 
 def _module_outputs(roles: Roles, module: str, tensors: set[str]) -> set[str]:

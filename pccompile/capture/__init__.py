@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Fact, Leaf
 from pccompile.capture.custom import refuse_custom_functions
+from pccompile.capture.decompose import has_modules_to_open, moves_only
 from pccompile.capture.exported import capture_exported
 from pccompile.capture.masks import masks_as_given
 from pccompile.capture.observe import observe, place_of
@@ -25,7 +26,19 @@ from pccompile.capture.tuples import open_tuples
 from pccompile.errors import CaptureError, PCCompileError
 from pccompile.ir.grammar import Kind
 
-__all__ = ["Captured", "Effect", "Fact", "Leaf", "Shape", "ShapeDomain", "capture", "leaf_value", "place_of"]
+__all__ = [
+    "Captured",
+    "Effect",
+    "Fact",
+    "Leaf",
+    "Shape",
+    "ShapeDomain",
+    "capture",
+    "is_symbolic",
+    "leaf_value",
+    "moves_only",
+    "place_of",
+]
 
 
 def capture(
@@ -36,6 +49,7 @@ def capture(
     targets: tuple[Any, ...],
     method: str,
     dynamic: bool = True,
+    opens: bool = False,
 ) -> Captured:
     """Capture the model's forward, and the loss after it if there is one, on example inputs.
 
@@ -43,12 +57,13 @@ def capture(
         method: "auto" (a GraphModule as it is, everything else exported, or traced symbolically where torch.export
             cannot follow an operator), "export" or "symbolic".
         dynamic: leave the sizes of the inputs open where that is possible.
+        opens: replace recurrent networks, recurrent cells and attention by their elementary operators (export only).
 
     Raises:
         CaptureError, ShapeError: see the methods.
     """
     with refuse_custom_functions(), refuse_packed_sequences(), masks_as_given():
-        captured = _trace(model, loss_fn, args, kwargs, targets, method, dynamic)
+        captured = _trace(model, loss_fn, args, kwargs, targets, method, dynamic, opens)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
@@ -64,6 +79,11 @@ def capture(
     return captured
 
 
+def is_symbolic(model: nn.Module, method: str) -> bool:
+    """Whether the model is traced symbolically (or taken as the graph it is) and not exported."""
+    return method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
+
+
 def _trace(
     model: nn.Module,
     loss_fn: Callable[..., torch.Tensor] | None,
@@ -72,14 +92,15 @@ def _trace(
     targets: tuple[Any, ...],
     method: str,
     dynamic: bool,
+    opens: bool,
 ) -> Captured:
-    if method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule)):
+    if is_symbolic(model, method):
         return capture_symbolic(model, loss_fn, args, kwargs, targets)
     try:
-        return capture_exported(model, loss_fn, args, kwargs, targets, dynamic)
+        return capture_exported(model, loss_fn, args, kwargs, targets, dynamic, opens)
     except CaptureError as error:
         own_refusal = error.__cause__ is None or isinstance(error.__cause__, PCCompileError)
-        if method == "export" or own_refusal:
+        if method == "export" or own_refusal or (opens and has_modules_to_open(model)):
             raise
         # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
         with suppress(PCCompileError):

@@ -76,6 +76,8 @@ class Captured:
         sources: for each node the user's source line.
         loss: the node whose value is the loss, or None if the loss is outside.
         loss_nodes: the nodes that compute the loss from the model's outputs.
+        labels: the names, inside their modules, of the nodes that opened operators became.
+        elementary: the nodes of opened operators that are to be vertices.
         autocast: whether nodes run under the caller's autocast state (else casts are in the graph).
         facts: by node name, filled by `observe`.
         input_names: a readable name for each flattened input.
@@ -94,6 +96,8 @@ class Captured:
     sources: dict[str, str]
     loss: str | None = None
     loss_nodes: frozenset[str] = frozenset()
+    labels: dict[str, str] = field(default_factory=dict)
+    elementary: frozenset[str] = frozenset()
     autocast: bool = False
     facts: dict[str, Fact] = field(default_factory=dict)
     input_names: list[str] = field(default_factory=list)

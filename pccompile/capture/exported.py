@@ -14,9 +14,11 @@ import torch
 from torch import fx, nn
 from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
+from pccompile.capture.decompose import Opened, decompose
 from pccompile.capture.restore import restore_eager_operators
 from pccompile.capture.shapes import domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_stack
@@ -57,10 +59,14 @@ def capture_exported(
     kwargs: dict[str, Any],
     targets: tuple[Any, ...],
     dynamic: bool,
+    opens: bool = False,
 ) -> Captured:
     """Capture the model (and the loss after it) with `torch.export`, functionalised and decomposed.
 
     Runs inside the caller's autocast context, so that its casts become nodes.
+
+    Args:
+        opens: replace recurrent networks, recurrent cells and attention by their elementary operators.
 
     Raises:
         DataDependentError: the forward branches on a tensor's values.
@@ -72,7 +78,7 @@ def capture_exported(
         warnings.simplefilter("ignore")
         _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
         exported, fixed = _export(module, (args, kwargs, targets), dynamic)
-    return _read(exported, module.structure, fixed, has_loss=loss_fn is not None)
+    return _read(exported, module.structure, fixed, opens, has_loss=loss_fn is not None)
 
 
 def _refuse_compressed(values: list[Any]) -> None:
@@ -107,11 +113,14 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
         return exported.run_decompositions({})
 
 
-def _read(exported: torch.export.ExportedProgram, structure: Structure, fixed: str, has_loss: bool) -> Captured:
+def _read(
+    exported: torch.export.ExportedProgram, structure: Structure, fixed: str, opens: bool, has_loss: bool
+) -> Captured:
     graph, signature = exported.graph, exported.graph_signature
     _drop_assertions(graph)
     _infer_open_sizes(graph)
     restore_eager_operators(graph)
+    opened = decompose(graph) if opens else Opened()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = _leaves(exported, placeholders)
     by_target = {leaf.path: leaf for leaf in leaves.values() if leaf.path}
@@ -127,6 +136,7 @@ def _read(exported: torch.export.ExportedProgram, structure: Structure, fixed: s
             effects.append(Effect(leaves[str(spec.target)], str(name)))
         else:
             effects.append(Effect(by_target[_strip(str(spec.target))], str(name)))
+    domain = domain_of_export([n for n in placeholders if leaves[n.name].kind is Kind.INPUT], exported, fixed)
     modules = {node.name: _module_of(node) for node in graph.nodes}
     loss_nodes = frozenset(node.name for node in graph.nodes if has_loss and _is_loss_node(node))
     return Captured(
@@ -135,12 +145,14 @@ def _read(exported: torch.export.ExportedProgram, structure: Structure, fixed: s
         outputs=outputs,
         constants=constants,
         rebuild=structure.around,
-        domain=domain_of_export([n for n in placeholders if leaves[n.name].kind is Kind.INPUT], exported, fixed),
+        domain=domain.relying_on(opened.guards),
         effects=effects,
         modules=modules,
         sources={node.name: source_of_stack(node.meta.get("stack_trace")) for node in graph.nodes},
         loss=outputs[0] if has_loss else None,
         loss_nodes=loss_nodes,
+        labels=opened.labels,
+        elementary=frozenset(opened.elementary),
     )
 
 
@@ -249,6 +261,11 @@ def _errors_with_place(model: nn.Module) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
             stack.append(names[id(module)])
+        if isinstance(module, nn.RNNBase) and any(isinstance(arg, PackedSequence) for arg in args):
+            raise CaptureError(
+                "a packed sequence: how many samples take part in a time step depends on their lengths, which are data",
+                cure="give the network the padded sequences, and leave the padding out of what the loss reads",
+            )
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -33,6 +33,10 @@ class ShapeDomain:
     ranges: dict[sympy.Symbol, tuple[float, float]] = field(default_factory=dict)
     guards: tuple[sympy.Basic, ...] = ()
     fixed: str = ""
+
+    def relying_on(self, guards: Sequence[sympy.Basic]) -> ShapeDomain:
+        """The domain with further guards."""
+        return replace(self, guards=tuple(dict.fromkeys((*self.guards, *guards))))
 
     def objection(self, shapes: Sequence[Shape], names: Sequence[str]) -> str:
         """Why the graph does not hold for these shapes; empty if it does.
