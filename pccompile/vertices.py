@@ -54,14 +54,19 @@ class Roles:
 
     @cached_property
     def data(self) -> set[str]:
-        """Nodes that depend on an input."""
+        """Nodes that depend on the values of an input; its sizes are no data."""
         found: set[str] = set()
         for node in self.nodes:
             leaf = self.captured.leaves.get(node.name)
             is_input = leaf is not None and leaf.kind is Kind.INPUT
-            if is_input or any(parent.name in found for parent in node.all_input_nodes):
+            reads_one = any(parent.name in found for parent in node.all_input_nodes)
+            if is_input or (reads_one and self._holds_tensors(node)):
                 found.add(node.name)
         return found
+
+    def _holds_tensors(self, node: fx.Node) -> bool:
+        fact = self.captured.facts[node.name]
+        return fact.shape is not None or fact.differentiable or self._is_tuple(node)
 
     @cached_property
     def of_parameters(self) -> set[str]:

@@ -203,3 +203,25 @@ def test_a_misfit_at_a_later_call_names_the_module_and_the_shapes():
         pc(torch.randn(4, 7))
     assert "[4, 7]" in caught.value.cause
     assert caught.value.place.module == "0"
+
+
+class Places(nn.Module):
+    """Learned positions: computed from an input's size, and not from its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, 4), nn.Embedding(9, 4)
+        self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        places = torch.tanh(self.fc1(self.places(torch.arange(tokens.shape[1]))))
+        return self.fc2((self.words(tokens) + places).mean(1))
+
+
+def test_open_sizes_leave_the_layers_as_they_are():
+    found = []
+    for dynamic in (True, False):
+        pc = pccompile.compile(Places(), pccompile.FixedPrediction(), dynamic=dynamic)
+        pc.prepare(torch.randint(0, 11, (6, 5)))
+        found.append({v.name for v in pc.program.vertices if v.kind.value == "hidden"})
+    assert found[0] == found[1] == {"words", "add"}
