@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx import traceback as fx_traceback
+from torch.utils import _pytree as pytree
 
 from pccompile.api import compile
+from pccompile.capture.source import source_of_stack
 from pccompile.errors import CaptureError, Place, UsageError
 from pccompile.module import PCModule
 from pccompile.rules import ZIL, FixedPrediction, Incremental, Rule, Strict
@@ -25,7 +28,7 @@ from pccompile.rules import ZIL, FixedPrediction, Incremental, Rule, Strict
 __all__ = ["Piece", "backend"]
 
 _RULES = {"zil": ZIL, "fixed_prediction": FixedPrediction, "strict": Strict, "incremental": Incremental}
-_COMPILE_OPTIONS = ("vertices", "decompose", "optimize")
+_COMPILE_OPTIONS = ("vertices", "decompose", "dynamic", "optimize")
 
 
 def backend(
@@ -39,8 +42,8 @@ def backend(
         graph_module: the piece, with parameters and buffers as inputs.
         example_inputs: what the piece will be called with, without data.
         options: "rule", a rule or its name ("zil", "fixed_prediction"), and next to a name the rule's arguments
-            ("steps", "step_size", "levelled"); "vertices", "decompose" and "optimize" as for `pccompile.compile`;
-            "pieces", a list that receives the `PCModule` of every piece, to look inside.
+            ("steps", "step_size", "levelled"); "vertices", "decompose", "dynamic" and "optimize" as for
+            `pccompile.compile`; "pieces", a list that receives the `PCModule` of every piece, to look inside.
 
     Returns:
         A function of the piece's inputs, differentiable like the piece.
@@ -49,24 +52,23 @@ def backend(
         UsageError: (at the first call) an unknown option, or a rule that needs the loss while it infers.
         CaptureError and its like: (at the first call) see `pccompile.compile`.
     """
-    piece = Piece(graph_module, example_inputs)
-    compiled: list[PCModule] = []
+
+    @cache
+    def compiled() -> tuple[Piece, PCModule]:
+        rest = dict(options or {})
+        pieces = rest.pop("pieces", None)
+        chosen = {name: rest.pop(name) for name in _COMPILE_OPTIONS if name in rest}
+        piece = Piece(graph_module, example_inputs)
+        pc = compile(piece, _rule(rest), capture="export", **chosen)
+        if pieces is not None:
+            pieces.append(pc)
+        return piece, pc
 
     def run(*inputs: Any) -> Any:
-        if not compiled:
-            compiled.append(_compile(piece, dict(options or {})))
-        return compiled[0](*piece.bind(inputs))
+        piece, pc = compiled()
+        return pc(*piece.bind(inputs))
 
     return run
-
-
-def _compile(piece: Piece, options: dict[str, Any]) -> PCModule:
-    pieces = options.pop("pieces", None)
-    chosen = {name: options.pop(name) for name in _COMPILE_OPTIONS if name in options}
-    pc = compile(piece, _rule(options), capture="export", **chosen)
-    if pieces is not None:
-        pieces.append(pc)
-    return pc
 
 
 def _rule(options: dict[str, Any]) -> Rule:
@@ -105,7 +107,9 @@ class Piece(nn.Module):
 
     def __init__(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
         super().__init__()
-        _refuse_custom_functions(graph_module)
+        for part in graph_module.modules():
+            if isinstance(part, fx.GraphModule):
+                _prepare(part)
         self._graph = graph_module
         self._state: dict[int, tuple[nn.Module, str]] = {}  # by position among the inputs
         placeholders = graph_module.graph.find_nodes(op="placeholder")
@@ -113,8 +117,6 @@ class Piece(nn.Module):
             source = _source(node)
             if isinstance(value, nn.Parameter) or "._buffers[" in source:
                 self._state[position] = self._place(_path(source) or node.name)
-        for node in graph_module.graph.nodes:
-            _clean_module_stack(node)
 
     def bind(self, inputs: Sequence[Any]) -> list[Any]:
         """Put the parameters and buffers among the inputs in their places; returns the other inputs."""
@@ -132,7 +134,7 @@ class Piece(nn.Module):
         if not torch.compiler.is_exporting():
             return self._graph(*everything)
         with fx_traceback.preserve_node_meta():  # captured nodes keep the module and the source line they came from
-            return fx.Interpreter(self._graph).run(*everything)
+            return _Interpreter(self._graph).run(*everything)
 
     def _place(self, path: str) -> tuple[nn.Module, str]:
         """The module that holds the parameter of that path, made as needed, and the parameter's name in it."""
@@ -146,6 +148,33 @@ class Piece(nn.Module):
         while name in taken:
             name += "_"
         return owner, name
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a piece, and the graphs inside it, node by node, so that what is captured knows where it came from."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if torch.is_grad_enabled() or not n.op.startswith("call"):
+            return result
+        given = [self.env.get(node) for node in n.all_input_nodes]  # what was written in place stays what it is
+        return pytree.tree_map_only(torch.Tensor, lambda t: t if any(t is g for g in given) else t.detach(), result)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, fx.GraphModule):
+            return _Interpreter(module).run(*args, **kwargs)
+        return super().call_module(target, args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.amp.autocast_mode._enter_autocast:  # its own function is for tracers, and enters nothing
+            return torch.autocast(*args).__enter__()
+        if target is torch.amp.autocast_mode._exit_autocast:
+            return args[0].__exit__(None, None, None)
+        if target is torch._C._set_grad_enabled:
+            with torch._C.DisableTorchFunction():  # what is made under no_grad is detached, so the tracer need not know
+                return target(*args)
+        return super().call_function(target, args, kwargs)
 
 
 def _source(placeholder: fx.Node) -> str:
@@ -184,11 +213,23 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _refuse_custom_functions(graph_module: fx.GraphModule) -> None:
+def _prepare(graph_module: fx.GraphModule) -> None:
+    """Make a piece's graph what capture can follow.
+
+    Activation checkpoints become plain calls of what they check-point: a program holds its own activations.
+
+    Raises:
+        CaptureError: it applies a custom autograd function.
+    """
     for node in graph_module.graph.nodes:
-        if "autograd_function_apply" in str(node.target):
+        _clean_module_stack(node)
+        if node.target is torch.ops.higher_order.tag_activation_checkpoint:
+            body, *inputs = node.args
+            node.op, node.target, node.args, node.kwargs = "call_module", body.target, tuple(inputs), {}
+        elif "autograd_function_apply" in str(node.target):
             raise CaptureError(
                 "a custom autograd function would lose its backward",
-                Place(node=node.name),
+                Place(node=node.name, source=source_of_stack(node.meta.get("stack_trace")) or None),
                 "write it as an operator: torch.library.custom_op with register_autograd and register_fake",
             )
+    graph_module.recompile()
