@@ -13,7 +13,8 @@ import torch
 from models import NAMES, Skips, loss_fn, make, mlp
 
 import pccompile
-from pccompile.backends import LiteralBackend, Run
+from pccompile.backends import LiteralBackend
+from pccompile.backends.run import Run
 from pccompile.capture import capture, leaf_value
 from pccompile.compiled import compile_captured
 from pccompile.derivatives import local_functions
