@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.testing._internal import common_methods_invocations
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
@@ -130,6 +131,8 @@ def _module_samples(module: Any) -> list[Case]:
 def _module_case(label: str, kind: type[nn.Module], sample: Any) -> Case:
     constructor, forward = sample.constructor_input, sample.forward_input
     model = kind(*constructor.args, **constructor.kwargs).train()
+    if isinstance(model, LazyModuleMixin):
+        model(*forward.args, **forward.kwargs)  # which gives its parameters their shapes
 
     def build() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         args, kwargs = pytree.tree_map_only(torch.Tensor, _leaf, (forward.args, forward.kwargs))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from pccompile.capture.packed import refuse_packed_sequences
 from pccompile.capture.shapes import Shape, ShapeDomain
 from pccompile.capture.symbolic import capture_symbolic
 from pccompile.capture.tuples import open_tuples
-from pccompile.errors import CaptureError, PCCompileError
+from pccompile.errors import CaptureError, PCCompileError, ShapeError
 from pccompile.ir.grammar import Kind
 
 __all__ = [
@@ -62,8 +63,33 @@ def capture(
     Raises:
         CaptureError, ShapeError: see the methods.
     """
+    symbolic = partial(capture_symbolic, model, loss_fn, args, kwargs, targets)
+    exported = partial(capture_exported, model, loss_fn, args, kwargs, targets, dynamic, opens)
+    if is_symbolic(model, method):
+        return _captured(symbolic, model, loss_fn, args, kwargs, targets)
+    try:
+        return _captured(exported, model, loss_fn, args, kwargs, targets)
+    except (CaptureError, ShapeError) as error:
+        own_refusal = error.__cause__ is None or isinstance(error.__cause__, PCCompileError)
+        if method == "export" or own_refusal or (opens and has_modules_to_open(model)):
+            raise
+        # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
+        with suppress(PCCompileError):
+            return _captured(symbolic, model, loss_fn, args, kwargs, targets)
+        raise
+
+
+def _captured(
+    trace: Callable[[], Captured],
+    model: nn.Module,
+    loss_fn: Callable[..., torch.Tensor] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    targets: tuple[Any, ...],
+) -> Captured:
+    """What `trace` captures, observed on the example inputs."""
     with refuse_custom_functions(), refuse_packed_sequences(), masks_as_given():
-        captured = _trace(model, loss_fn, args, kwargs, targets, method, dynamic, opens)
+        captured = trace()
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
@@ -82,30 +108,6 @@ def capture(
 def is_symbolic(model: nn.Module, method: str) -> bool:
     """Whether the model is traced symbolically (or taken as the graph it is) and not exported."""
     return method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
-
-
-def _trace(
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-    method: str,
-    dynamic: bool,
-    opens: bool,
-) -> Captured:
-    if is_symbolic(model, method):
-        return capture_symbolic(model, loss_fn, args, kwargs, targets)
-    try:
-        return capture_exported(model, loss_fn, args, kwargs, targets, dynamic, opens)
-    except CaptureError as error:
-        own_refusal = error.__cause__ is None or isinstance(error.__cause__, PCCompileError)
-        if method == "export" or own_refusal or (opens and has_modules_to_open(model)):
-            raise
-        # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
-        with suppress(PCCompileError):
-            return capture_symbolic(model, loss_fn, args, kwargs, targets)
-        raise
 
 
 def _use_first_names(captured: Captured, model: nn.Module) -> None:
