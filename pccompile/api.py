@@ -45,7 +45,8 @@ def compile(
         vertices: what is a vertex, for the rules whose result depends on it: "auto" (nodes for ZIL, layers for the
             others), "nodes", "layers", or the names of the modules whose outputs are vertices.
         backend: "eager" or "aten" (see `pccompile.backends`), or "auto".
-        capture: "auto" (torch.export; a GraphModule as it is), "export", or "symbolic" (torch.fx.symbolic_trace).
+        capture: "auto" (torch.export, or torch.fx.symbolic_trace where that fails; a GraphModule as it is), "export",
+            or "symbolic" (torch.fx.symbolic_trace).
         dynamic: leave the sizes of the inputs' dimensions open wherever the forward allows it, so that a new batch size
             or sequence length needs no new capture. False fixes every size, which captures faster.
         decompose: True opens `nn.RNN`, `nn.LSTM`, `nn.GRU`, their cells, `nn.MultiheadAttention` and
