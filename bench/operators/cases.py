@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,8 @@ class Entry:
 
     def cases(self, limit: int | None) -> list[Case]:
         """At most `limit` samples of each variant, spread evenly over all there are; the same at every call."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.manual_seed(0)
             return self.samples() if limit is None else _spread(self.samples(), limit)
 
