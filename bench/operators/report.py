@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.operators.sweep import Result
@@ -40,7 +41,8 @@ def show(results: list[Result]) -> None:
         for result in results:
             if result.verdict is verdict:
                 for reason, count in result.reasons(verdict).most_common(3):
-                    details.add_row(result.name, _words(verdict), f"{count} of {len(result.outcomes)}", reason)
+                    count_of = f"{count} of {len(result.outcomes)}"
+                    details.add_row(escape(result.name), _words(verdict), count_of, escape(reason))
     if details.row_count:
         console.print(details)
     console.print(table)
