@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
+from torch import fx
 
 from pccompile.capture import Captured, Leaf, place_of
 from pccompile.errors import NoDerivativeError
-from pccompile.ir.grammar import Component, Kind, Vertex
+from pccompile.ir.grammar import Component, Kind, Vertex, Work
 from pccompile.vertices import Roles, choose
 
 __all__ = ["build_graph", "with_levels"]
@@ -207,6 +208,7 @@ class _Builder:
             self.roles.position[producer],
             module,
             source,
+            work=self._work(nodes),
         )
         self.graph.add_node(name, vertex=vertex)
         self._add_edges(name, nodes)
@@ -215,6 +217,32 @@ class _Builder:
         fact = self.captured.facts[node]
         free = node in self.chosen
         return Component(node, fact.shape or (), fact.dtype or "object", free)
+
+    def _work(self, nodes: Sequence[str]) -> Work:
+        """What evaluating the nodes costs; a product's derivative costs a product for each factor that wants one."""
+        facts = [self.captured.facts[node] for node in nodes]
+        back = dict.fromkeys(("within", "values", "parameters", "nothing"), 0)
+        for node in nodes:
+            operations = self.captured.facts[node].operations
+            attention = "attention" in str(self.roles.by_name[node].target)
+            for factor in _factors(self.roles.by_name[node]) if operations else ():
+                # attention is two products; its derivative forms the first again, and two for each
+                share = operations * 5 // 6 if attention else operations
+                back["within" if factor in nodes else self._asks(factor)] += share
+        return Work(
+            operations=sum(fact.operations for fact in facts),
+            back_within=back["within"],
+            back_to_values=back["values"],
+            back_to_parameters=back["parameters"],
+            bytes=sum(fact.bytes for fact in facts),
+            launches=sum(fact.bytes > 0 for fact in facts),
+        )
+
+    def _asks(self, node: str) -> str:
+        """Who wants the derivative by a node outside the vertex: an unclamped value, a clamped one, or nobody."""
+        if node in self.captured.leaves:
+            return "parameters" if node in self.wanted else "nothing"
+        return "values" if node in self.roles.active else "nothing"
 
     def _add_edges(self, name: str, nodes: Sequence[str]) -> None:
         reads: dict[str, list[str]] = {}
@@ -241,7 +269,8 @@ class _Builder:
         name = "loss"
         while name in self.graph:
             name += "_"
-        loss = Vertex(name, Kind.LOSS, operator, nodes, components, 2 * last + 1, "", source)
+        work = self._work(nodes)
+        loss = Vertex(name, Kind.LOSS, operator, nodes, components, 2 * last + 1, "", source, work=work)
         self.graph.add_node(name, vertex=loss)
         if nodes:
             self._add_edges(name, nodes)
@@ -276,6 +305,15 @@ class _Builder:
         self.graph.remove_edge(name, loss)
         self.graph.add_edge(name, identity.name, reads=reads)
         self.graph.add_edge(identity.name, loss, reads=reads)
+
+
+def _factors(node: fx.Node) -> list[str]:
+    """The factors of a product among a node's inputs: what is not a bias or a mask."""
+    inputs = [argument.name for argument in node.args if isinstance(argument, fx.Node)]
+    target = str(node.target)
+    if "attention" in target:
+        return inputs[:3]
+    return inputs[1:3] if any(name in target for name in ("addmm", "baddbmm", "addmv", "addbmm")) else inputs[:2]
 
 
 def _check_derivatives(captured: Captured, graph: nx.DiGraph) -> None:

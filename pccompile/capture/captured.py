@@ -51,6 +51,8 @@ class Fact:
         differentiable: whether a derivative flows through it from an input or a parameter.
         refused: the operator's output asks for a derivative that does not exist.
         random: the node draws random numbers.
+        operations: as `torch.utils.flop_counter` counts them.
+        bytes: of the tensors that the node reads and writes; 0 for a view.
     """
 
     shape: tuple[int, ...] | None
@@ -58,6 +60,8 @@ class Fact:
     differentiable: bool
     refused: bool = False
     random: bool = False
+    operations: int = 0
+    bytes: int = 0
 
 
 @dataclass

@@ -6,11 +6,15 @@ random numbers, what is its shape. Nothing remains of the run: the random state 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pccompile.capture.captured import Captured, Fact
 from pccompile.errors import CaptureError, PCCompileError, Place
@@ -37,17 +41,20 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
     values = {name: _as_leaf(captured.leaves[name].kind, value) for name, value in leaf_values.items()}
     wanted = {name for name, value in leaf_values.items() if isinstance(value, torch.Tensor) and value.requires_grad}
     devices = sorted({v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda}, key=str)
-    with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad():
+    counter = _Operations()
+    with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad(), counter:
         for node in captured.graph.nodes:
             if node.op == "output":
                 continue
-            random = False
+            random, operations, moved = False, counter.total, 0
             if node.name not in values:
                 before = _random_state(devices)
                 values[node.name] = _run(captured, node, values, wanted)
                 _check_buffers(captured, node, values, leaf_values)
                 random = _random_state(devices) != before
-            captured.facts[node.name] = _fact(values[node.name], random)
+                moved = _bytes(values[node.name], inputs.values())
+            fact = _fact(values[node.name], random)
+            captured.facts[node.name] = replace(fact, operations=counter.total - operations, bytes=moved)
             values[node.name] = isolated(values[node.name], like=values[node.name])
     return {name: isolated(value) for name, value in values.items()}
 
@@ -123,3 +130,35 @@ def _fact(value: Any, random: bool) -> Fact:
     refused = "NotImplemented" in type(value.grad_fn).__name__ if value.grad_fn is not None else False
     dtype = str(value.dtype).removeprefix("torch.")
     return Fact(tuple(value.shape), dtype, value.requires_grad, refused, random)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations as `torch.utils.flop_counter` does, by its formulas."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(getattr(func, "_overloadpacket", func))
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def _bytes(value: Any, inputs: Iterable[Any]) -> int:
+    """What an operator reads and writes; nothing if its results are views of its inputs."""
+    read = [part for part in pytree.tree_leaves(list(inputs)) if isinstance(part, torch.Tensor)]
+    written = [part for part in pytree.tree_leaves(value) if isinstance(part, torch.Tensor)]
+    if all(any(_shares_memory(result, part) for part in read) for result in written):
+        return 0
+    return sum(part.numel() * part.element_size() for part in (*read, *written))
+
+
+def _shares_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    both_have_storage = a.layout == b.layout == torch.strided
+    return both_have_storage and bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)

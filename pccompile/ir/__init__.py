@@ -1,9 +1,10 @@
-"""The intermediate representation, to be read in this order: grammar, check, text, json, evaluate."""
+"""The intermediate representation, to be read in this order: grammar, check, text, parse, json, evaluate."""
 
 from pccompile.ir.check import check_locality, verify
 from pccompile.ir.evaluate import Evaluator, Semantics
-from pccompile.ir.grammar import CLAMPED, Action, Component, Kind, Program, Schedule, Span, Time, Update, Vertex
+from pccompile.ir.grammar import CLAMPED, Action, Component, Kind, Program, Schedule, Span, Time, Update, Vertex, Work
 from pccompile.ir.json import from_json, to_json
+from pccompile.ir.parse import parse
 from pccompile.ir.text import table
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "Time",
     "Update",
     "Vertex",
+    "Work",
     "check_locality",
     "from_json",
+    "parse",
     "table",
     "to_json",
     "verify",

@@ -29,8 +29,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import networkx as nx
+
+if TYPE_CHECKING:
+    from pccompile.inspection.cost import Cost
 
 __all__ = [
     "ACTION_ORDER",
@@ -44,6 +48,7 @@ __all__ = [
     "Time",
     "Update",
     "Vertex",
+    "Work",
 ]
 
 
@@ -168,6 +173,29 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one evaluation of a vertex's f_i costs, and what its products with the transposed Jacobian cost.
+
+    Operations are counted as `torch.utils.flop_counter` does: those of matrix products, convolutions and attention.
+
+    Attributes:
+        operations: of one prediction.
+        back_within: of one product with the Jacobian, whatever it is asked for.
+        back_to_values: more where an unclamped parent asks.
+        back_to_parameters: more where a clamped parent asks.
+        bytes: read and written by one prediction.
+        launches: operators of one prediction that are not mere views.
+    """
+
+    operations: int = 0
+    back_within: int = 0
+    back_to_values: int = 0
+    back_to_parameters: int = 0
+    bytes: int = 0
+    launches: int = 0
+
+
+@dataclass(frozen=True)
 class Vertex:
     """One vertex of the graph.
 
@@ -182,6 +210,7 @@ class Vertex:
         source: the user's source line, "file.py:12 in forward: x = self.conv1(x)".
         requires_grad: for a clamped vertex, whether somebody wants its gradient.
         level: longest path to the loss vertex, minus one; None where no path leads there.
+        work: what evaluating f_i costs.
     """
 
     name: str
@@ -194,6 +223,7 @@ class Vertex:
     source: str = ""
     requires_grad: bool = False
     level: int | None = None
+    work: Work = Work()
 
     @property
     def clamped(self) -> bool:
@@ -262,12 +292,15 @@ class Program:
     previous: Program | None = field(default=None, repr=False, compare=False)
 
     def __eq__(self, other: object) -> bool:
-        """Programs are equal when their graphs, schedules, rules and stage names are."""
+        """Programs are equal when their graphs, schedules, rules and stage names are.
+
+        A schedule is a set: within a step the order of updates is that of the grammar, not of the list.
+        """
         if not isinstance(other, Program):
             return NotImplemented
         return (
             (self.rule, self.observed, self.name, self.why) == (other.rule, other.observed, other.name, other.why)
-            and self.schedule == other.schedule
+            and frozenset(self.schedule) == frozenset(other.schedule)
             and self.vertices == other.vertices
             and {(a, b): data["reads"] for a, b, data in self.graph.edges(data=True)}
             == {(a, b): data["reads"] for a, b, data in other.graph.edges(data=True)}
@@ -355,9 +388,34 @@ class Program:
     # Views: each is written where it belongs and only reached from here ---------------------------------------------
 
     def __str__(self) -> str:
-        from pccompile.ir.text import table
+        return self.text()
 
-        return table(self)
+    def text(self, verbose: bool = False) -> str:
+        """The program as a typed table.
+
+        Args:
+            verbose: show every vertex of repeated blocks, and every field of each: `Program.parse` reads it back.
+        """
+        from pccompile.ir.text import full_table, table
+
+        return full_table(self) if verbose else table(self)
+
+    @staticmethod
+    def parse(text: str) -> Program:
+        """The program that `text(verbose=True)` printed, without its history.
+
+        Raises:
+            ProgramError: the text is no such table; names the line.
+        """
+        from pccompile.ir.parse import parse
+
+        return parse(text)
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        from pccompile.inspection.notebook import notebook_table
+
+        return notebook_table(self)
 
     def explain(self, vertex: str) -> str:
         """Who predicts a vertex, who reads its error, when it learns, which updates which pass removed and why."""
@@ -370,6 +428,16 @@ class Program:
         from pccompile.inspection.diff import diff
 
         return diff(self.stages, before, after)
+
+    def cost(self, steps: int = 20) -> Cost:
+        """Operations, bytes and launches by vertex and in all, against autograd's; prints as a table.
+
+        Args:
+            steps: T, for the rules that infer for T steps.
+        """
+        from pccompile.inspection.cost import cost
+
+        return cost(self, steps)
 
     def to_json(self) -> str:
         """The program with its history as JSON; `Program.from_json` reads it back."""

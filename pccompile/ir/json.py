@@ -9,11 +9,11 @@ from typing import Any
 import networkx as nx
 
 from pccompile.errors import ProgramError
-from pccompile.ir.grammar import Action, Component, Kind, Program, Schedule, Span, Time, Update, Vertex
+from pccompile.ir.grammar import Action, Component, Kind, Program, Schedule, Span, Time, Update, Vertex, Work
 
 __all__ = ["SCHEMA_VERSION", "from_json", "to_json"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def to_json(program: Program) -> str:
@@ -85,6 +85,7 @@ def _graph(vertices: list[dict[str, Any]], edges: list[list[Any]]) -> nx.DiGraph
             "kind": Kind(fields["kind"]),
             "nodes": tuple(fields["nodes"]),
             "components": components,
+            "work": Work(**fields["work"]),
         }
         graph.add_node(fields["name"], vertex=Vertex(**values))
     for parent, child, names in edges:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import networkx as nx
 
-from pccompile.ir.grammar import Action, Kind, Program, Update, Vertex
+from pccompile.ir.grammar import Action, Kind, Program, Update, Vertex, Work
 
 __all__ = ["level"]
 
@@ -57,6 +57,7 @@ def _delays(program: Program, vertex: Vertex) -> Iterator[Vertex]:
             nodes=(),
             components=components,
             level=delay_level,
+            work=Work(),
         )
 
 

@@ -5,45 +5,15 @@ import json
 
 import networkx as nx
 import pytest
+from generated import RULES, graph_of, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pccompile.build import with_levels
 from pccompile.errors import CycleError, ProgramError
-from pccompile.ir import Action, Component, Kind, Program, Span, Time, Update, Vertex, check_locality, verify
+from pccompile.ir import Action, Program, Span, Time, Update, check_locality, verify
 from pccompile.ir.check import reads
 from pccompile.passes import run
-from pccompile.rules import ZIL, FixedPrediction, Incremental, Strict, literal_program
-
-RULES = [ZIL(), FixedPrediction(), FixedPrediction(levelled=True), Strict(), Incremental()]
-
-
-def vertex(name: str, kind: Kind, order: int, **options) -> Vertex:
-    nodes = () if kind in (Kind.INPUT, Kind.PARAMETER, Kind.BUFFER) else (f"node_{name}",)
-    free = kind in (Kind.HIDDEN, Kind.OUTPUT)
-    component = Component(f"node_{name}", (2, 3), "float32", free)
-    return Vertex(name, kind, "aten.op.default", nodes, (component,), order, **options)
-
-
-def graph_of(edges: list[list[int]]) -> nx.DiGraph:
-    """A network of len(edges) hidden vertices; vertex i reads its own parameter and the earlier ones in edges[i]."""
-    graph = nx.DiGraph()
-    graph.add_node("x", vertex=vertex("x", Kind.INPUT, 0))
-    names = ["x"]
-    for i, parents in enumerate(edges):
-        name, weight = f"layer{i}", f"layer{i}.weight"
-        graph.add_node(weight, vertex=vertex(weight, Kind.PARAMETER, 2 * i + 1, requires_grad=i % 3 != 1))
-        kind = Kind.OUTPUT if i == len(edges) - 1 else Kind.HIDDEN
-        graph.add_node(name, vertex=vertex(name, kind, 2 * i + 2, source="net.py:1 in forward: <b>x</b>"))
-        for parent in [names[p] for p in sorted({p % len(names) for p in parents} | {len(names) - 1})] + [weight]:
-            graph.add_edge(parent, name, reads=(f"node_{parent}",))
-        names.append(name)
-    graph.add_node("loss", vertex=dataclasses.replace(vertex("loss", Kind.LOSS, 10**6), nodes=("node_loss",)))
-    graph.add_edge(names[-1], "loss", reads=(f"node_{names[-1]}",))
-    return with_levels(graph)
-
-
-graphs = st.lists(st.lists(st.integers(0, 20), max_size=3), min_size=1, max_size=12).map(graph_of)
+from pccompile.rules import ZIL, Strict, literal_program
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,10 +67,10 @@ def test_the_table_shows_kinds_types_levels_updates_and_sources():
 def test_json_of_another_schema_or_of_nonsense_is_refused():
     text = literal_program(ZIL(), CHAIN).to_json()
     data = json.loads(text)
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     with pytest.raises(ProgramError, match="schema 99"):
         Program.from_json(json.dumps({**data, "schema": 99}))
-    for broken in ("[]", "{", json.dumps({"schema": 1, "rule": "ZIL", "stages": []}), '{"schema": 1}'):
+    for broken in ("[]", "{", json.dumps({"schema": 2, "rule": "ZIL", "stages": []}), '{"schema": 2}'):
         with pytest.raises(ProgramError):
             Program.from_json(broken)
 
