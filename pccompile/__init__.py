@@ -18,6 +18,7 @@ The flow, and the file for each arrow:
 from pccompile.api import compile
 from pccompile.check import Report, check
 from pccompile.errors import PCCompileError
+from pccompile.inspection.recording import record
 from pccompile.ir.grammar import Program
 from pccompile.module import PCModule
 from pccompile.rules import ZIL, FixedPrediction, Incremental, Strict
@@ -33,6 +34,7 @@ __all__ = [
     "Strict",
     "check",
     "compile",
+    "record",
 ]
 
 __version__ = "0.1.0"

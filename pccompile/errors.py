@@ -12,6 +12,7 @@ __all__ = [
     "CycleError",
     "DataDependentError",
     "DoubleBackwardError",
+    "MissingPackageError",
     "NoDerivativeError",
     "NonFiniteError",
     "PCCompileError",
@@ -118,3 +119,9 @@ class UsageError(PCCompileError):
     """The API was called in a way that cannot work."""
 
     summary = "pccompile was called in a way that cannot work"
+
+
+class MissingPackageError(UsageError):
+    """An optional package is not installed."""
+
+    summary = "an optional package is missing"

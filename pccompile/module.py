@@ -63,6 +63,7 @@ class PCModule(nn.Module):
         self.decompose = decompose
         self.record_energies = False
         self.energies: list[float] = []
+        self.recorder: Any = None  # a Recording while `pccompile.record` is on
         self._variants = Variants()
         self._latest: Compiled | None = None
 
@@ -187,7 +188,7 @@ class PCModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles carry: not what was captured and compiled, which is made again when needed."""
-        return {**self.__dict__, "_variants": Variants(), "_latest": None}
+        return {**self.__dict__, "_variants": Variants(), "_latest": None, "recorder": None}
 
     def extra_repr(self) -> str:
         """The rule."""
@@ -209,6 +210,8 @@ class PCModule(nn.Module):
         run = Run(self.rule, record_energies=self.record_energies)
         execution = Execution(compiled, run, self.model, loss_fn, flatten(args, kwargs, targets))
         run.parameters = execution.sources
+        if self.recorder is not None:
+            execution = self.recorder.watched(execution, args, kwargs, targets)
         return execution
 
     def _variant(

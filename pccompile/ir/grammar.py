@@ -25,7 +25,7 @@ then Descend. A run-time step size, gain or number of steps changes nothing here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -451,6 +451,37 @@ class Program:
         from pccompile.ir.json import from_json
 
         return from_json(text)
+
+    def to_dot(self, opened: str | Collection[str] = "auto", parameters: bool = False) -> str:
+        """Graphviz DOT text, grouped by module.
+
+        Args:
+            opened: names of the modules to open; "auto", as many as are comfortable to read; "all".
+            parameters: show parameters, buffers and the constants made of them as vertices of their own.
+
+        Raises:
+            UsageError: a name that is no group.
+        """
+        from pccompile.inspection.dot import to_dot
+
+        return to_dot(self, opened, parameters)
+
+    def to_svg(self, opened: str | Collection[str] = "auto", parameters: bool = False) -> str:
+        """An SVG picture, grouped by module; arguments as for `to_dot`.
+
+        Raises:
+            MissingPackageError: mini-racer, which runs the layout, is not installed.
+            UsageError: a name that is no group.
+        """
+        from pccompile.inspection.svg import to_svg
+
+        return to_svg(self, opened, parameters)
+
+    def to_graphml(self) -> str:
+        """GraphML text, for other tools."""
+        from pccompile.inspection.dot import to_graphml
+
+        return to_graphml(self)
 
     @property
     def code(self) -> str:
