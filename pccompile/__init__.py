@@ -18,7 +18,7 @@ The flow, and the file for each arrow:
 from pccompile.api import compile
 from pccompile.check import Report, check
 from pccompile.errors import PCCompileError
-from pccompile.inspection.recording import record
+from pccompile.inspection.recording import Recording, record
 from pccompile.ir.grammar import Program
 from pccompile.module import PCModule
 from pccompile.rules import ZIL, FixedPrediction, Incremental, Strict
@@ -30,6 +30,7 @@ __all__ = [
     "PCCompileError",
     "PCModule",
     "Program",
+    "Recording",
     "Report",
     "Strict",
     "check",

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pccompile.errors import UsageError
 from pccompile.ir.grammar import Kind, Program, Vertex
 from pccompile.ir.text import type_of
 
-__all__ = ["Group", "Grouping", "Node", "View", "backstage", "detail_of", "grouping", "opened_first", "view"]
+__all__ = [
+    "Group",
+    "Grouping",
+    "Node",
+    "View",
+    "backstage",
+    "detail_of",
+    "grouping",
+    "label_of",
+    "opened_first",
+    "view",
+]
 
 COMFORTABLE = 60  # vertices and groups that one picture shows at first
+LONG_ROW = 120  # members of one group; longer rows, of models without modules, are cut into pieces
+PIECE = 50
 
 
 @dataclass(frozen=True)
@@ -24,20 +38,23 @@ class Group:
         label: the name without the parent's.
         parent: the group that it is in; "" at the top.
         vertices: how many vertices are in it and in the groups below, parameters and buffers not counted.
+        delays: it is a line of delays.
     """
 
     name: str
     label: str
     parent: str
     vertices: int
+    delays: bool = False
 
 
 @dataclass
 class Grouping:
-    """Every group by name, parents first, and the innermost group of every vertex ("" at the top)."""
+    """Every group by name, parents first; the innermost group of every vertex ("" at the top); what is `backstage`."""
 
     groups: dict[str, Group] = field(default_factory=dict)
     home: dict[str, str] = field(default_factory=dict)
+    hidden: dict[str, None] = field(default_factory=dict)
 
     def lineage(self, group: str) -> Iterator[str]:
         """The group and those around it, innermost first."""
@@ -79,16 +96,53 @@ def grouping(program: Program) -> Grouping:
     for path, name in [(_above(group), group) for group in count] + [(path, f"\0{v}") for v, path in home.items()]:
         children.setdefault(path, set()).add(name)
     kept = {group for group, members in count.items() if members > 1 and len(children[group]) > 1}
-    result = Grouping()
+    result = Grouping(hidden=hidden)
     for group in sorted(kept, key=lambda path: (path.count("\0"), path.count("."), path)):
         parent = next((above for above in reversed(list(_prefixes(_above(group)))) if above in kept), "")
-        result.groups[_plain(group)] = Group(_plain(group), _label(group, parent), _plain(parent), count[group])
+        name, line = _plain(group), "\0" in group
+        result.groups[name] = Group(name, _label(group, parent), _plain(parent), count[group], line)
     for name, path in home.items():
         result.home[name] = _plain(next((g for g in reversed(list(_prefixes(path))) if g in kept), ""))
+    _split_long_rows(result, [vertex.name for vertex in program.vertices if vertex.name in home])
     for name in reversed(list(hidden)):
         readers = sorted(program.children(name), key=lambda child: child.order)
         result.home[name] = next((result.home[reader.name] for reader in readers if reader.name in result.home), "")
     return result
+
+
+def _split_long_rows(result: Grouping, names: list[str]) -> None:
+    """Cut a group (or the top) with very many members into pieces, in order, so that it can be folded at all."""
+    members: dict[str, dict[str, bool]] = {}  # group -> its members in order, and whether each is a group
+    for name in names:
+        inner, is_group = name, False
+        for group in [*result.lineage(result.home[name]), ""]:
+            members.setdefault(group, {}).setdefault(inner, is_group)
+            inner, is_group = group, True
+    ends: dict[str, tuple[str, str]] = {}
+    for parent, row in list(members.items()):
+        while len(row) > LONG_ROW:
+            row = _pieces(result, parent, row, ends)
+
+
+def _pieces(result: Grouping, parent: str, row: dict[str, bool], ends: dict[str, tuple[str, str]]) -> dict[str, bool]:
+    """Put the members of a row into new groups of about 50; returns these, and notes the ends of each."""
+    ordered, made = list(row.items()), dict[str, bool]()
+    size = math.ceil(len(ordered) / math.ceil(len(ordered) / PIECE))
+    for start in range(0, len(ordered), size):
+        piece = ordered[start : start + size]
+        first = ends.get(piece[0][0], (piece[0][0],))[0]
+        last = ends.get(piece[-1][0], (piece[-1][0],))[-1]
+        name = f"{first} to {last}"
+        ends[name] = first, last
+        count = sum(result.groups[member].vertices if is_group else 1 for member, is_group in piece)
+        result.groups[name] = Group(name, f"{_label(first, parent)} to {_label(last, parent)}", parent, count)
+        made[name] = True
+        for member, is_group in piece:
+            if is_group:
+                result.groups[member] = replace(result.groups[member], parent=name)
+            else:
+                result.home[member] = name
+    return made
 
 
 def backstage(program: Program) -> dict[str, None]:
@@ -103,14 +157,13 @@ def backstage(program: Program) -> dict[str, None]:
 
 def opened_first(groups: Grouping) -> frozenset[str]:
     """The groups that a first picture opens: whole levels of modules, as long as it stays comfortable to read."""
-    inside: dict[str, int] = {}
-    for name in [*groups.home.values(), *(group.parent for group in groups.groups.values())]:
-        inside[name] = inside.get(name, 0) + 1
+    homes = [home for name, home in groups.home.items() if name not in groups.hidden]
+    inside = Counter([*homes, *(group.parent for group in groups.groups.values())])
     opened: set[str] = set()
-    shown = inside.get("", 0)
+    shown = inside[""]
     level = [name for name, group in groups.groups.items() if not group.parent]
     while level:
-        openable = [name for name in level if not name.endswith(".delays")]
+        openable = [name for name in level if not groups.groups[name].delays]
         shown += sum(inside[name] - 1 for name in openable)
         if shown > COMFORTABLE:
             break
@@ -170,17 +223,20 @@ def _opened(groups: Grouping, opened: str | Collection[str]) -> frozenset[str]:
     return frozenset(around for name in names for around in groups.lineage(name))
 
 
-def _vertex_node(vertex: Vertex, group: str) -> Node:
+def label_of(vertex: Vertex, group: str) -> str:
+    """The vertex's name inside its group; what a numbered module does itself is "add", not "0"."""
     label = _label(vertex.name, group)
-    if vertex.name == group and label.isdecimal():  # what a numbered module does itself: "add", not "0"
-        label = detail_of(vertex).partition(" ")[0]
-    return Node(vertex.name, label, detail_of(vertex), vertex.kind.value, group, 1)
+    return detail_of(vertex).partition(" ")[0] if vertex.name == group and label.isdecimal() else label
+
+
+def _vertex_node(vertex: Vertex, group: str) -> Node:
+    return Node(vertex.name, label_of(vertex, group), detail_of(vertex), vertex.kind.value, group, 1)
 
 
 def _group_node(group: Group) -> Node:
-    name, delays = f"{group.name}/", group.name.endswith(".delays")
-    detail = f"{group.vertices} delays" if delays else f"{group.vertices} vertices"
-    return Node(name, group.label, detail, "delay" if delays else "group", group.parent, group.vertices)
+    detail = f"{group.vertices} delays" if group.delays else f"{group.vertices} vertices"
+    kind = "delay" if group.delays else "group"
+    return Node(f"{group.name}/", group.label, detail, kind, group.parent, group.vertices)
 
 
 def detail_of(vertex: Vertex) -> str:

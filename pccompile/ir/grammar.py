@@ -29,12 +29,15 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import networkx as nx
 
 if TYPE_CHECKING:
     from pccompile.inspection.cost import Cost
+    from pccompile.inspection.recording import Recording
 
 __all__ = [
     "ACTION_ORDER",
@@ -482,6 +485,21 @@ class Program:
         from pccompile.inspection.dot import to_graphml
 
         return to_graphml(self)
+
+    def save_html(
+        self, path: str | PathLike[str], steps: int = 20, title: str = "", recording: Recording | None = None
+    ) -> None:
+        """Write the page: one HTML file that needs no network.
+
+        Args:
+            path: the file.
+            steps: T, for the rules that infer for T steps.
+            title: of the page; the rule's name if empty.
+            recording: what `pccompile.record` saw, to be replayed.
+        """
+        from pccompile.inspection.page import page
+
+        Path(path).write_text(page(self, steps, title, recording), encoding="utf-8")
 
     @property
     def code(self) -> str:
