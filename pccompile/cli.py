@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pccompile.demo import add_demo, add_train
 from pccompile.errors import PCCompileError, UsageError
+from pccompile.inspection.command import add_check, add_cost, add_inspect
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,6 +28,9 @@ OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: tuple[Callable[[Subparsers], argparse.ArgumentParser], ...] = (
     add_demo,
     add_train,
+    add_inspect,
+    add_check,
+    add_cost,
 )
 
 DESCRIPTION = "The predictive-coding compiler for PyTorch."
@@ -36,12 +40,16 @@ examples:
   pccompile demo                                    MNIST, four rules side by side (two to three minutes)
   pccompile demo --data digits --epochs 10          a smaller data set (seconds)
   pccompile train my_models:make_model --data my_data:make_data --rule autograd --rule zil
+  pccompile inspect my_models:make_model --input 1x3x32x32 --html out.html
+  pccompile check my_models:make_model --input 8x3x32x32
+  pccompile cost my_models:make_model --input 8x3x32x32 --rule strict --steps 20
   pccompile COMMAND --help                          the options of a command
 
 exit codes:
   0  done
   1  the model or the data failed
   2  the command line asks for something that cannot be done
+  3  check: a gradient differs from autograd's by more than the tolerance
 """
 
 

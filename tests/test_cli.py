@@ -10,7 +10,9 @@ from pccompile.cli import FAILURE, OK, USAGE, main
 from pccompile.errors import CaptureError, UsageError
 
 
-@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [[command, "--help"] for command in ("demo", "train", "inspect", "check", "cost")] + [["--help"]]
+)
 def test_help_shows_examples(words, capsys):
     assert main(words) == OK
     assert "examples:\n  pccompile " in capsys.readouterr().out
@@ -19,7 +21,7 @@ def test_help_shows_examples(words, capsys):
 def test_help_documents_commands_and_exit_codes(capsys):
     main(["--help"])
     text = capsys.readouterr().out
-    for part in ("demo", "train", "exit codes:"):
+    for part in (*COMMANDS, "exit codes:"):
         assert part in text
 
 
