@@ -9,10 +9,10 @@ from pccompile import cli
 from pccompile.cli import FAILURE, OK, USAGE, main
 from pccompile.errors import CaptureError, UsageError
 
+COMMANDS = ("demo", "train", "inspect", "check", "cost")
 
-@pytest.mark.parametrize(
-    "words", [[command, "--help"] for command in ("demo", "train", "inspect", "check", "cost")] + [["--help"]]
-)
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=str)
 def test_help_shows_examples(words, capsys):
     assert main(words) == OK
     assert "examples:\n  pccompile " in capsys.readouterr().out

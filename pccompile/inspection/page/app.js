@@ -180,9 +180,9 @@ function drawStages() {
     const updates = [...stage.updates.values()].flat();
     const runs = updates.reduce((sum, { start, stop }) => sum + stop - start, 0);
     return element("button", {
-      "aria-pressed": stage === state.stage ? "true" : "false", "data-stage": stage.name, title: stage.why,
+      "aria-pressed": stage === state.stage ? "true" : "false", "data-stage": stage.name, title: `${updates.length.toLocaleString("en")} updates; counted in every step they run: ${runs.toLocaleString("en")}`,
       onclick: () => act.goToStage(stage.index),
-    }, element("span", { class: "stage-name" }, stage.name), element("span", { class: "stage-count" }, `${updates.length.toLocaleString("en")} updates, ${runs.toLocaleString("en")} runs`));
+    }, element("span", { class: "stage-name" }, stage.name), element("span", { class: "stage-count" }, `${runs.toLocaleString("en")} ${runs === 1 ? "run" : "runs"}`));
   });
   const why = element("p", { class: "stage-why" }, element("span", {}, capital(state.stage.why) + ". "),
     element("b", { id: "change" }, changeSentence(state.stage)));

@@ -11,7 +11,7 @@ function createChart(host, act) {
   function measure() {
     const width = scroll.clientWidth, length = Math.max(stage?.length ?? 1, 1);
     const longest = rows.reduce((most, row) => Math.max(most, row.text.length), 4);
-    names = Math.min(Math.max(Math.round(longest * 6.4) + 14, 70), Math.round(width * 0.42));
+    names = Math.min(Math.max(Math.ceil(longest * 6.4) + 18, 70), Math.round(width * 0.42));
     column = Math.min(Math.max((width - names - 14) / length, NARROWEST), BROADEST);
     room.style.width = `${Math.ceil(names + column * length + 8)}px`;
     room.style.height = `${HEAD + rows.length * ROW + 8}px`;
@@ -89,7 +89,7 @@ function createChart(host, act) {
     paper.fillRect(0, 0, names, canvas.height);
     paper.font = `10.5px ${colours.font}`;
     paper.textBaseline = "middle";
-    const fits = Math.floor((names - 14) / 6.4);
+    const fits = Math.floor((names - 12) / 6.4);
     for (let row = first; row < last; row++) {
       const { name, text } = rows[row];
       if (name === selected) {

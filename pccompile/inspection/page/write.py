@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["page", "page_data"]
 
 SCRIPTS = ("layout.js", "model.js", "graph.js", "chart.js", "panel.js", "app.js")
+LONGEST_CODE = 200_000  # statements; the page of a longer program goes without
 ACTIONS = {action: number for number, action in enumerate(Action)}
 
 
@@ -109,6 +110,8 @@ def _text(update: Any) -> str:
 def _code_by_vertex(program: Program) -> dict[str, list[str]]:
     """The lines of the lowered program by the vertex after which they name their result, or its beginning."""
     found: dict[str, list[str]] = {}
+    if _statements(program) > LONGEST_CODE:
+        return found
     names = {"".join(c if c.isalnum() and c.isascii() else "_" for c in v.name): v.name for v in program.vertices}
     for line in program.code.splitlines():
         assigned = re.match(r"    (\w+) = ", line)
@@ -120,6 +123,13 @@ def _code_by_vertex(program: Program) -> dict[str, list[str]]:
         if owner is not None:
             found.setdefault(owner, []).append(statement)
     return found
+
+
+def _statements(program: Program) -> int:
+    """About how many statements the program lowers to: a literal one writes every update in every step anew."""
+    times = sorted({time for update in program.schedule for time in (update.span.start, update.span.stop)})
+    position = {time: index for index, time in enumerate(times)}
+    return sum(position[update.span.stop] - position[update.span.start] for update in program.schedule)
 
 
 def _ends(word: str) -> list[int]:
