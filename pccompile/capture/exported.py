@@ -232,7 +232,8 @@ def _strip(path: str) -> str:
 
 
 def _stack(node: fx.Node) -> list[tuple[str, tuple[str, Any]]]:
-    return list((node.meta.get("nn_module_stack") or {}).items())
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(key, entry) for key, entry in stack.items() if key != "_empty_nn_module_stack_from_metadata_hook"]
 
 
 def _module_of(node: fx.Node) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
                 values[node.name] = _run(captured, node, values, wanted)
                 _check_buffers(captured, node, values, leaf_values)
                 random = _random_state(devices) != before
-                moved = _bytes(values[node.name], inputs.values())
+                moved = _bytes(values[node.name], (values[parent.name] for parent in node.all_input_nodes))
             fact = _fact(values[node.name], random)
             captured.facts[node.name] = replace(fact, operations=counter.total - operations, bytes=moved)
             values[node.name] = isolated(values[node.name], like=values[node.name])

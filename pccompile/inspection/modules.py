@@ -27,6 +27,7 @@ __all__ = [
 COMFORTABLE = 60  # vertices and groups that one picture shows at first
 LONG_ROW = 120  # members of one group; longer rows, of models without modules, are cut into pieces
 PIECE = 50
+NO_TENSOR = "object"  # the dtype of a component that is a number, such as the size of an input
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,12 @@ def _pieces(result: Grouping, parent: str, row: dict[str, bool], ends: dict[str,
 
 
 def backstage(program: Program) -> dict[str, None]:
-    """Parameters, buffers, and the constants made of nothing else, in order: pictures leave them out unless asked."""
+    """Parameters, buffers, the constants made of nothing else, and sizes, in order: what pictures show when asked."""
     found: dict[str, None] = {}
     for vertex in program.vertices:
         constant = vertex.kind is Kind.CONSTANT and all(p.name in found for p in program.parents(vertex.name))
-        if constant or vertex.kind in (Kind.PARAMETER, Kind.BUFFER):
+        size = vertex.kind is Kind.CONSTANT and all(part.dtype == NO_TENSOR for part in vertex.components)
+        if constant or size or vertex.kind in (Kind.PARAMETER, Kind.BUFFER):
             found[vertex.name] = None
     return found
 
