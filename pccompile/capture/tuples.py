@@ -18,7 +18,7 @@ def open_tuples(captured: Captured, values: Mapping[str, Any]) -> bool:
     """Take the outputs that are tuples apart by getitem nodes, which have yet to be observed.
 
     Args:
-        captured: changed in place: its graph, outputs, constants and output_spec.
+        captured: changed in place: its graph, outputs, constants and how they are put together.
         values: the value of every node, by name.
 
     Returns:
@@ -28,7 +28,8 @@ def open_tuples(captured: Captured, values: Mapping[str, Any]) -> bool:
     if not any(name is not None and isinstance(values[name], tuple | list) for name, _ in named):
         return False
     structure = [constant if name is None else values[name] for name, constant in named]
-    captured.output_spec = pytree.tree_structure(pytree.tree_unflatten(structure, captured.output_spec))
+    around, tuples = captured.rebuild, pytree.tree_structure(structure)
+    captured.rebuild = lambda flat: around(tuples.unflatten(flat))
     nodes = {node.name: node for node in captured.graph.nodes}
     outputs: list[str | None] = []
     constants: list[Any] = []
