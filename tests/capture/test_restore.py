@@ -39,19 +39,7 @@ class Overwriting(nn.Module):
         return steps, gone
 
 
-class Reshaping(nn.Module):
-    """Reshapes the output of an attention kernel whose memory layout is not the one that fake tensors have."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers, self.bias = nn.ModuleList(nn.Linear(8, 8) for _ in "qkv"), nn.Parameter(torch.randn(2, 16, 16))
-
-    def forward(self, x):
-        q, k, v = (layer(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for layer in self.layers)
-        return F.scaled_dot_product_attention(q, k, v, self.bias).transpose(1, 2).contiguous().reshape(x.shape)
-
-
-@pytest.mark.parametrize(("kind", "shape"), [(DropoutOutput, (5, 4)), (Overwriting, (5, 4)), (Reshaping, (32, 16, 8))])
+@pytest.mark.parametrize(("kind", "shape"), [(DropoutOutput, (5, 4)), (Overwriting, (5, 4))])
 def test_it_trains_as_in_eager_mode(kind, shape):
     model, x = kind(), torch.randn(shape)
     twin, pc = copy.deepcopy(model), pccompile.compile(model)
