@@ -14,10 +14,10 @@ import time
 import torch
 from torch import nn
 
+import pccompile
 from pccompile.capture import capture
 from pccompile.compiled import compile_captured
 from pccompile.ir import Kind
-from pccompile.module import PCModule
 from pccompile.rules import ZIL
 
 __all__ = ["add_arguments", "run"]
@@ -60,7 +60,7 @@ def measure(layers: int, method: str) -> tuple[float, float, float]:
     wanted = [node for node, leaf in captured.leaves.items() if leaf.kind is Kind.PARAMETER]
     compile_captured(captured, ZIL(), "nodes", wanted, optimize=True)
     end = time.perf_counter()
-    pc = PCModule(model, ZIL(), None, "auto", "symbolic", dynamic=True, optimize=True)
+    pc = pccompile.compile(model, capture="symbolic", verify=False)
     pc.prepare(x)
     begin = time.perf_counter()
     pc(x).sum().backward()

@@ -29,6 +29,7 @@ def compile(
     dynamic: bool = True,
     optimize: bool = True,
     decompose: bool | str = "auto",
+    verify: bool = True,
 ) -> PCModule:
     """Compile a PyTorch model into a predictive-coding program that trains it.
 
@@ -55,14 +56,16 @@ def compile(
             vertex, or part of one. "auto" opens them where the result depends on it: under every rule but ZIL, unless
             `vertices` asks for "layers" or lists modules. What is opened is made of vertices under all of `vertices`.
         optimize: False runs the literal program by the reference evaluator; slow, for comparison.
+        verify: compare what is captured with the model's own forward (and, under ZIL, its gradients) once, at the first
+            call with inputs of its kind; costs about two training steps then. False goes on without.
 
     Returns:
         A module to call and train like the model.
 
     Raises:
         UsageError: an unknown option.
-        CaptureError, DataDependentError, ShapeError, NoDerivativeError: with example inputs, now; else at the first
-            call. The model, its parameters and its buffers stay as they were.
+        CaptureError (DataDependentError, PythonStateError, ReplayError among them), ShapeError, NoDerivativeError: with
+            example inputs, now; else at the first call. The model, its parameters and its buffers stay as they were.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}", cure="give a torch.nn.Module")
@@ -76,7 +79,7 @@ def compile(
         raise UsageError(f"decompose={decompose!r}", cure="choose one of True, False, 'auto'")
     if decompose is True and is_symbolic(model, capture):
         raise UsageError("decompose=True opens operators of exported graphs only", cure='add capture="export"')
-    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize, decompose)
+    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize, verify, decompose)
     waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
     if example_inputs is not None and not waits_for_target:
         pc.prepare(example_inputs, example_target)

@@ -18,6 +18,8 @@ __all__ = [
     "PCCompileError",
     "Place",
     "ProgramError",
+    "PythonStateError",
+    "ReplayError",
     "ShapeError",
     "UsageError",
 ]
@@ -69,6 +71,26 @@ class DataDependentError(CaptureError):
 
     summary = "the forward depends on a tensor's values"
     cure = "replace the branch by torch.where or torch.cond, or move the decision out of the model"
+
+
+class PythonStateError(CaptureError):
+    """The forward changes something in Python, or draws from Python's or numpy's random numbers."""
+
+    summary = "the forward has an effect that a captured graph would not repeat"
+    cure = (
+        "make it a buffer (register_buffer) and write into it in place, return it from the forward, or change it "
+        "outside the forward"
+    )
+
+
+class ReplayError(CaptureError):
+    """The captured program and the model's own forward disagree."""
+
+    summary = "the captured program does not compute what the model computes"
+    cure = (
+        "make the forward a function of its inputs, parameters, buffers and torch's random numbers; "
+        "pccompile.compile(model, verify=False) goes on without this comparison"
+    )
 
 
 class ShapeError(PCCompileError):

@@ -11,12 +11,14 @@ from torch.autograd.function import FunctionCtx
 
 from pccompile.backends.run import Run
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
+from pccompile.capture.rehearse import initialise_lazy_modules
 from pccompile.compiled import Compiled, Execution, compile_captured, flatten
 from pccompile.errors import DoubleBackwardError, UsageError
 from pccompile.ir.grammar import Program
 from pccompile.losses import averages_over_batch
 from pccompile.rules import Rule
 from pccompile.variants import Variants, key_of_call
+from pccompile.verify import verify
 
 __all__ = ["PCModule", "as_arguments", "loss_among"]
 
@@ -48,6 +50,7 @@ class PCModule(nn.Module):
         capture_method: str,
         dynamic: bool,
         optimize: bool,
+        verify: bool = True,
         decompose: bool | str = "auto",
     ) -> None:
         super().__init__()
@@ -60,6 +63,7 @@ class PCModule(nn.Module):
         self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
         self.backend = "eager" if backend == "auto" else backend
         self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
+        self.verify = verify
         self.decompose = decompose
         self.record_energies = False
         self.energies: list[float] = []
@@ -230,9 +234,15 @@ class PCModule(nn.Module):
 
         def build(captured: Captured) -> Compiled:
             wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
-            return compile_captured(captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend)
+            compiled = compile_captured(
+                captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend
+            )
+            if self.verify:
+                verify(compiled, self.rule, self.model, loss_fn, args, kwargs, targets)
+            return compiled
 
-        key = key_of_call(self.model, loss_fn is not None, opens, args, kwargs, targets)
+        initialise_lazy_modules(self.model, args, kwargs)
+        key = key_of_call(self.model, loss_fn, opens, args, kwargs, targets)
         trained = tuple(p.requires_grad for p in self.model.parameters())
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
         options = trained, _structure(self.rule), self.vertices, observed, self.backend

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture import Captured, Shape
+from pccompile.capture.reads import python_key, sharing_key, tensors_key
 from pccompile.compiled import Compiled
 
 __all__ = ["Key", "Variants", "key_of_call"]
@@ -33,8 +34,10 @@ class Key:
         structure: how arguments and targets are nested.
         values: per flattened input: dtype, device, requires_grad and memory order of a tensor; anything else itself.
         shapes: per flattened input: the shape of a tensor.
+        sharing: which inputs are one tensor, and which share memory.
         modes: training or evaluation, module by module.
-        state: dtype, device and shape of every parameter and buffer.
+        state: dtype, device, shape, requires_grad and ties of every parameter and buffer.
+        python: attributes, hooks, globals and closures that the forward may read.
         autocast: whether and to which dtype each device casts.
     """
 
@@ -43,8 +46,10 @@ class Key:
     structure: str
     values: tuple[Hashable, ...]
     shapes: tuple[Shape, ...]
+    sharing: tuple[Hashable, ...]
     modes: tuple[bool, ...]
     state: tuple[Hashable, ...]
+    python: tuple[Hashable, ...]
     autocast: tuple[Hashable, ...]
 
     def differs_in_shapes_only(self, other: Key) -> bool:
@@ -54,7 +59,7 @@ class Key:
 
 def key_of_call(
     model: nn.Module,
-    with_loss: bool,
+    loss_fn: Callable[..., torch.Tensor] | None,
     opens: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -63,13 +68,15 @@ def key_of_call(
     """The key of one call of the model, in the present autocast state."""
     flat, structure = pytree.tree_flatten((args, kwargs, targets))
     return Key(
-        with_loss,
+        loss_fn is not None,
         opens,
         str(structure),
         tuple(_kind(value) for value in flat),
         tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in flat),
+        sharing_key(flat),
         tuple(module.training for module in model.modules()),
-        tuple((t.dtype, t.device, tuple(t.shape)) for t in (*model.parameters(), *model.buffers())),
+        tuple(tensors_key(model, loss_fn).values()),
+        python_key(model, loss_fn),
         tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
     )
 
@@ -186,9 +193,12 @@ def _changes(model: nn.Module, entry: _Entry, key: Key) -> list[str]:
         ("in training mode" if mode else "in evaluation mode" for mode in old.modes),
         ("in training mode" if mode else "in evaluation mode" for mode in key.modes),
     )
-    tensors = [name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named]
-    found += _changed(tensors, old.state, key.state)
+    found += _changed(tensors_key(model), old.state, key.state)
     found += _changed(("autocast",) * len(key.autocast), old.autocast, key.autocast)
+    if old.sharing != key.sharing:
+        found.append("other inputs share memory")
+    if old.python != key.python:
+        found.append("an attribute, a hook, a global or a closure that the forward reads has another value")
     return found or ["another kind of call"]
 
 

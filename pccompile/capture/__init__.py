@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -15,16 +17,19 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Fact, Leaf
-from pccompile.capture.custom import refuse_custom_functions
 from pccompile.capture.decompose import has_modules_to_open, moves_only
 from pccompile.capture.exported import capture_exported
+from pccompile.capture.hooks import refuse_backward_hooks
 from pccompile.capture.masks import masks_as_given
 from pccompile.capture.observe import observe, place_of
 from pccompile.capture.packed import refuse_packed_sequences
+from pccompile.capture.reads import sharing_key
+from pccompile.capture.rehearse import random_states_kept, settles, with_line
 from pccompile.capture.shapes import Shape, ShapeDomain
 from pccompile.capture.symbolic import capture_symbolic
 from pccompile.capture.tuples import open_tuples
-from pccompile.errors import CaptureError, PCCompileError, ShapeError
+from pccompile.capture.watch import refuse_custom_functions
+from pccompile.errors import CaptureError, PCCompileError, Place, PythonStateError, ShapeError
 from pccompile.ir.grammar import Kind
 
 __all__ = [
@@ -63,8 +68,10 @@ def capture(
     Raises:
         CaptureError, ShapeError: see the methods.
     """
-    symbolic = partial(capture_symbolic, model, loss_fn, args, kwargs, targets)
-    exported = partial(capture_exported, model, loss_fn, args, kwargs, targets, dynamic, opens)
+    refuse_backward_hooks(model)
+    _refuse_unknown("an argument", pytree.tree_leaves((args, kwargs, targets)), model)
+    symbolic = partial(capture_symbolic, model, loss_fn)
+    exported = partial(capture_exported, model, loss_fn, dynamic=dynamic, opens=opens)
     if is_symbolic(model, method):
         return _captured(symbolic, model, loss_fn, args, kwargs, targets)
     try:
@@ -80,7 +87,7 @@ def capture(
 
 
 def _captured(
-    trace: Callable[[], Captured],
+    trace: Callable[..., Captured],
     model: nn.Module,
     loss_fn: Callable[..., torch.Tensor] | None,
     args: tuple[Any, ...],
@@ -88,14 +95,16 @@ def _captured(
     targets: tuple[Any, ...],
 ) -> Captured:
     """What `trace` captures, observed on the example inputs."""
-    with refuse_custom_functions(), refuse_packed_sequences(), masks_as_given():
-        captured = trace()
+    captured = _watched(trace, model, loss_fn, args, kwargs, targets)
     _use_first_names(captured, model)
     flat = pytree.tree_leaves((args, kwargs, targets))
     values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
+    _refuse_written_parameters(captured, values)
     seen = observe(captured, values)
     if open_tuples(captured, seen):
         seen = observe(captured, values)
+    _refuse_unknown("an output", [seen[name] for name in captured.outputs if name is not None], model)
+    _detach_what_is_written(captured)
     if captured.loss is not None:
         outputs = [
             c if name is None else seen[name] for name, c in zip(captured.outputs, captured.constants, strict=True)
@@ -105,9 +114,113 @@ def _captured(
     return captured
 
 
+def _watched(
+    trace: Callable[..., Captured],
+    model: nn.Module,
+    loss_fn: Callable[..., torch.Tensor] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    targets: tuple[Any, ...],
+) -> Captured:
+    """What `trace` captures while nothing that it would lose happens unseen."""
+
+    def traced(args: Any = args, kwargs: Any = kwargs, targets: Any = targets) -> Captured:
+        with (
+            refuse_custom_functions(),
+            refuse_packed_sequences(),
+            masks_as_given(),
+            random_states_kept(),
+            torch.enable_grad(),
+        ):
+            return trace(args, kwargs, targets)
+
+    def run() -> Any:
+        outputs = model(*args, **kwargs)
+        return outputs if loss_fn is None else loss_fn(outputs, *targets)
+
+    inputs = args, kwargs, targets
+    shared = any(found != (i, i) for i, found in enumerate(sharing_key(pytree.tree_leaves(inputs))))
+    try:
+        captured = traced()
+    except PythonStateError as error:
+        if not settles(model, loss_fn, run):
+            raise with_line(error, model, loss_fn, run) from None
+        captured = traced()
+    except PCCompileError:
+        refusal = None
+        if shared:  # if that is what kept it from being captured, say so
+            with suppress(PCCompileError):
+                refusal = _written_input(traced(*pytree.tree_map_only(torch.Tensor, torch.clone, inputs)))
+        if refusal is None:
+            raise
+        raise refusal from None
+    if shared and (refusal := _written_input(captured)):
+        raise refusal
+    return captured
+
+
 def is_symbolic(model: nn.Module, method: str) -> bool:
     """Whether the model is traced symbolically (or taken as the graph it is) and not exported."""
     return method == "symbolic" or (method == "auto" and isinstance(model, fx.GraphModule))
+
+
+def _refuse_unknown(what: str, values: list[Any], model: nn.Module) -> None:
+    """Refuse an object that may hold tensors which nobody would see."""
+    for value in values:
+        if not isinstance(value, _KNOWN):
+            kind = type(value).__name__
+            raise CaptureError(
+                f"{what} is a {kind}, and tensors in it would not be seen",
+                Place(type(model).__name__, kind),
+                "register the class: torch.export.register_dataclass, or torch.utils._pytree.register_pytree_node",
+            )
+
+
+_KNOWN = (
+    *(torch.Tensor, int, float, complex, str, bytes, type(None), enum.Enum, slice, range, type(...)),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.SymInt, torch.SymFloat),
+    *(FunctionType, BuiltinFunctionType, type),
+)
+
+
+def _written_input(captured: Captured) -> CaptureError | None:
+    """What to say where inputs share memory and the forward writes into one: the graph would leave the other alone."""
+    effect = next((effect for effect in captured.effects if effect.leaf.kind is Kind.INPUT), None)
+    if effect is None:
+        return None
+    return CaptureError(
+        "the forward writes into an input that shares memory with another input",
+        place_of(captured, effect.node),
+        "give it a copy of one of them (x.clone()), or write out of place",
+    )
+
+
+def _refuse_written_parameters(captured: Captured, values: dict[str, Any]) -> None:
+    """A forward that writes into a parameter changes its value and not its derivative, which the graph cannot say."""
+    homes = {leaf.home: values[name] for name, leaf in captured.leaves.items()}
+    for effect in captured.effects:
+        if effect.leaf.kind is Kind.PARAMETER and homes[effect.leaf.home].requires_grad:
+            raise CaptureError(
+                f"the forward writes into the parameter {effect.leaf.path}",
+                replace(place_of(captured, effect.node), module=effect.leaf.path.rpartition(".")[0] or "(top level)"),
+                "write into it outside the forward, compute a new tensor from it, or freeze it (requires_grad=False)",
+            )
+
+
+def _detach_what_is_written(captured: Captured) -> None:
+    """What the forward writes into a buffer or an input leaves the flow of derivatives: computed once and held."""
+    for position, effect in enumerate(captured.effects):
+        fact = captured.facts[effect.node]
+        if not fact.differentiable:
+            continue
+        source = next(node for node in captured.graph.nodes if node.name == effect.node)
+        with captured.graph.inserting_after(source):
+            written = captured.graph.call_function(torch.ops.aten.detach.default, (source,))
+        written.meta = dict(source.meta)
+        captured.facts[written.name] = replace(fact, differentiable=False, random=False)
+        captured.modules[written.name] = captured.modules.get(effect.node, ("", ""))
+        captured.sources[written.name] = captured.sources.get(effect.node, "")
+        captured.effects[position] = replace(effect, node=written.name)
 
 
 def _use_first_names(captured: Captured, model: nn.Module) -> None:

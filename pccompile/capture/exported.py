@@ -14,16 +14,24 @@ import torch
 from torch import fx, nn
 from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.decompose import Opened, decompose
 from pccompile.capture.restore import restore_eager_operators
 from pccompile.capture.shapes import domain_of_export, open_dimensions
-from pccompile.capture.source import source_of_exception, source_of_stack
+from pccompile.capture.source import source_of_exception, source_of_function, source_of_stack
+from pccompile.capture.state import refuse_changes
 from pccompile.capture.structure import Structure
-from pccompile.errors import CaptureError, DataDependentError, PCCompileError, Place, ShapeError
+from pccompile.capture.watch import Watch
+from pccompile.errors import (
+    CaptureError,
+    DataDependentError,
+    PCCompileError,
+    Place,
+    PythonStateError,
+    ShapeError,
+)
 from pccompile.ir.grammar import Kind
 
 __all__ = ["WithLoss", "capture_exported"]
@@ -45,11 +53,36 @@ class WithLoss(nn.Module):
         self.training = model.training
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[Any]:
-        outputs = self.model(*args, **kwargs)
-        if self.loss_fn is not None:
-            outputs = self.loss_fn(outputs, *targets), outputs
-        self.structure, tensors = Structure.take_apart(outputs)
-        return tensors
+        with Watch(), refuse_changes(self.model, self.loss_fn):
+            with _assigned_buffers_written(self.model):
+                outputs = self.model(*args, **kwargs)
+            if self.loss_fn is not None:
+                outputs = self.loss_fn(outputs, *targets), outputs
+            self.structure, tensors = Structure.take_apart(outputs)
+            return tensors
+
+
+@contextmanager
+def _assigned_buffers_written(model: nn.Module) -> Iterator[None]:
+    """A buffer that the forward replaces (`self.mean = ...`) is written into instead, which the graph can show.
+
+    Raises:
+        CaptureError: the new tensor has another shape or dtype.
+    """
+    before = [(path, module, dict(module._buffers)) for path, module in model.named_modules()]
+    yield
+    for path, module, buffers in before:
+        for name, old in buffers.items():
+            new = module._buffers.get(name)
+            if new is old:
+                continue
+            if new is None or old is None or new.shape != old.shape or new.dtype != old.dtype:
+                kinds = [None if t is None else (t.dtype, *t.shape) for t in (old, new)]
+                cause = f"the forward replaces the buffer {name} by one of another kind ({kinds[0]} -> {kinds[1]})"
+                place = Place(path or type(model).__name__, name, source_of_function(type(module).forward) or None)
+                raise CaptureError(cause, place, "keep its shape and dtype, or return it from the forward")
+            old.copy_(new.detach())
+            module._buffers[name] = old
 
 
 def capture_exported(
@@ -99,7 +132,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
     if dynamic:
         try:
             shapes = open_dimensions(inputs)
-            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(module, _aliases(inputs), dynamic_shapes=shapes, strict=False)
             return _decomposed(exported), ""
         except PCCompileError:
             raise
@@ -111,6 +144,16 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
 def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     with _composites_of(exported.graph_module):
         return exported.run_decompositions({})
+
+
+def _aliases(inputs: tuple[Any, ...]) -> Any:
+    """The inputs as other tensors: torch.export marks tensors as dynamic for good, and these are the caller's."""
+    made: dict[int, torch.Tensor] = {}
+
+    def alias(tensor: torch.Tensor) -> torch.Tensor:
+        return made.setdefault(id(tensor), tensor.detach().requires_grad_(tensor.requires_grad))
+
+    return pytree.tree_map_only(torch.Tensor, alias, inputs)
 
 
 def _read(
@@ -216,7 +259,13 @@ def _leaves(exported: torch.export.ExportedProgram, placeholders: list[fx.Node])
     for node, spec in zip(placeholders, exported.graph_signature.input_specs, strict=True):
         kind = _KINDS.get(spec.kind)
         if kind is None:
-            raise CaptureError(f"torch.export lifted {node.name} as {spec.kind}, which is not a tensor")
+            path, _, name = _strip(str(spec.target)).rpartition(".")
+            what = type(exported.constants.get(str(spec.target))).__name__
+            raise CaptureError(
+                f"the forward reads an object that is no tensor: a {what}",
+                Place(path or None, name, next((source_of_stack(u.meta.get("stack_trace")) for u in node.users), None)),
+                "a graph holds tensors and numbers only; draw random numbers from torch's default generator",
+            )
         if kind is Kind.INPUT:
             leaves[node.name] = Leaf(kind, "", index)
             index += 1
@@ -262,11 +311,6 @@ def _errors_with_place(model: nn.Module) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
             stack.append(names[id(module)])
-        if isinstance(module, nn.RNNBase) and any(isinstance(arg, PackedSequence) for arg in args):
-            raise CaptureError(
-                "a packed sequence: how many samples take part in a time step depends on their lengths, which are data",
-                cure="give the network the padded sequences, and leave the padding out of what the loss reads",
-            )
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in names:
@@ -285,9 +329,11 @@ def _errors_with_place(model: nn.Module) -> Iterator[None]:
         path = (stack[-1] or type(model).__name__) if stack else None
         place = Place(path, _failing_operator(error), source_of_exception(error.__traceback__) or None)
         if isinstance(error, PCCompileError):
-            known = Place(error.place.module or path, error.place.node, error.place.source or place.source)
+            source = error.place.source or (None if isinstance(error, PythonStateError) else place.source)
+            known = Place(error.place.module or path, error.place.node, source)
             raise type(error)(error.cause, known, error.cure) from error
-        raise _classify(error)(f"{type(error).__name__}: {_first_paragraph(error)}", place) from error
+        cause = f"{type(error).__name__}: {_first_paragraph(error)}"
+        raise _classify(error)(cause, place) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,6 +7,7 @@ random numbers, what is its shape. Nothing remains of the run: the random state 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,13 @@ def observe(captured: Captured, leaf_values: Mapping[str, Any]) -> dict[str, Any
     wanted = {name for name, value in leaf_values.items() if isinstance(value, torch.Tensor) and value.requires_grad}
     devices = sorted({v.device for v in values.values() if isinstance(v, torch.Tensor) and v.is_cuda}, key=str)
     counter = _Operations()
-    with torch.random.fork_rng(devices=[device.index for device in devices]), torch.enable_grad(), counter:
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device.index for device in devices]))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(counter)
+        if not captured.autocast:  # the casts are in the graph
+            for device in ("cpu", *(("cuda",) if devices else ())):
+                stack.enter_context(torch.autocast(device, enabled=False))
         for node in captured.graph.nodes:
             if node.op == "output":
                 continue

@@ -17,9 +17,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture.captured import Captured, Effect, Leaf
+from pccompile.capture.hooks import refuse_hooks_of_root
 from pccompile.capture.shapes import ShapeDomain
 from pccompile.capture.source import source_of_exception, source_of_stack
-from pccompile.errors import CaptureError, DataDependentError, Place
+from pccompile.capture.state import TRACERS_OWN, refuse_changes
+from pccompile.capture.watch import REFUSED_METHODS
+from pccompile.errors import CaptureError, DataDependentError, Place, PythonStateError
 from pccompile.ir.grammar import Kind
 
 __all__ = ["ModuleCall", "OutOfPlace", "capture_symbolic"]
@@ -68,7 +71,9 @@ def capture_symbolic(
         CaptureError: symbolic tracing failed, or an argument is a container of tensors.
     """
     bound = _bind(model, args, kwargs)
+    refuse_hooks_of_root(model)
     traced = model if isinstance(model, fx.GraphModule) else _trace(model, bound)
+    _refuse_methods(traced.graph)
     graph = fx.Graph()
     outputs = graph.graph_copy(traced.graph, {})
     graph.output(outputs)
@@ -91,6 +96,28 @@ class _SourceTracer(fx.Tracer):
     record_stack_traces = True
     proxy_buffer_attributes = True  # else writing to a buffer would happen now, and never again
 
+    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """A proxy, refused where its node would lose the state it is made under, or its effect."""
+        if kind == "call_method" and target in REFUSED_METHODS:
+            cause, cure = REFUSED_METHODS[target]
+            raise CaptureError(cause, Place(node=target), cure)
+        if not torch.is_grad_enabled():
+            raise CaptureError("torch.fx does not trace torch.no_grad", Place(node=str(target)), _EXPORT)
+        return super().create_proxy(kind, target, *args, **kwargs)
+
+
+_EXPORT = 'use capture="export", which traces it'
+
+
+def _refuse_methods(graph: fx.Graph) -> None:
+    """Refuse hooks and derivatives inside the forward: on the program's values they would do nothing."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in REFUSED_METHODS:
+            place = Place(
+                _module_of(node)[0] or "(top level)", node.name, source_of_stack(node.meta.get("stack_trace")) or None
+            )
+            raise CaptureError(REFUSED_METHODS[node.target][0], place, REFUSED_METHODS[node.target][1])
+
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
@@ -102,16 +129,26 @@ def _trace(model: nn.Module, bound: dict[str, Any]) -> fx.GraphModule:
     constants = {name: value for name, value in bound.items() if not isinstance(value, torch.Tensor)}
     tracer = _SourceTracer()
     try:
-        graph = tracer.trace(model, concrete_args=constants or None)
-        return fx.GraphModule(model, graph)
+        with refuse_changes(model):
+            graph = tracer.trace(model, concrete_args=constants or None)
+            return _with_constants(fx.GraphModule(model, graph))
     except Exception as error:
         place = Place(type(model).__name__, _last_node(error), source_of_exception(error.__traceback__) or None)
         if isinstance(error, CaptureError):
-            raise CaptureError(error.cause, Place(place.module, error.place.node, place.source), error.cure) from error
+            source = None if isinstance(error, PythonStateError) else place.source
+            known = Place(error.place.module or place.module, error.place.node, source)
+            raise type(error)(error.cause, known, error.cure) from error
         branch = "control flow" in str(error)
         kind = DataDependentError if branch else CaptureError
         cure = 'use capture="export", which follows branches on shapes' if branch else None
         raise kind(f"{type(error).__name__}: {error}", place, cure) from error
+
+
+def _with_constants(traced: fx.GraphModule) -> fx.GraphModule:
+    """The tensors that the tracer met and noted are constants of the graph; the model has no buffers of these names."""
+    for name in [name for name in traced._buffers if name.startswith(TRACERS_OWN)]:
+        traced.__dict__[name] = traced._buffers.pop(name)
+    return traced
 
 
 def _last_node(error: Exception) -> str | None:
@@ -251,6 +288,7 @@ def _read_output_from_tuple(graph: fx.Graph, node: fx.Node) -> None:
 def _make_writes_explicit(graph: fx.Graph, leaves: dict[str, Leaf], effects: list[Effect]) -> None:
     """Turn every in-place operator into one that returns the changed tensor, which later readers read instead."""
     position = {node: index for index, node in enumerate(graph.nodes)}
+    written = {node: leaves[node.name] for node in graph.nodes if node.name in leaves}  # what a node is the value of
     for node in list(graph.nodes):
         if node.op not in ("call_function", "call_method") or not _writes(node):
             continue
@@ -263,8 +301,9 @@ def _make_writes_explicit(graph: fx.Graph, leaves: dict[str, Leaf], effects: lis
         for user in list(target.users):
             if user is not node and position.get(user, len(position)) > position[node]:
                 user.replace_input_with(target, node)
-        if target.name in leaves and leaves[target.name].kind in (Kind.BUFFER, Kind.INPUT):
-            effects.append(Effect(leaves[target.name], node.name))
+        if target in written and written[target].kind in (Kind.BUFFER, Kind.INPUT):
+            written[node] = written[target]
+            effects.append(Effect(written[node], node.name))
 
 
 def _writes(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 
 import pccompile
 from pccompile.capture.decompose import masked_softmax
-from pccompile.errors import CaptureError, UsageError
+from pccompile.errors import UsageError
 
 BATCH, LENGTH, CLASSES = 4, 3, 5
 EXACT_AFTER_ENOUGH_STEPS = pccompile.FixedPrediction(steps=100, step_size=1.0)
@@ -235,23 +235,6 @@ def test_a_row_that_is_masked_entirely_attends_to_nothing():
     weights = masked_softmax(torch.randn(3, 3), masked_rows())
     assert torch.equal(weights[1], torch.zeros(3))
     torch.testing.assert_close(weights[[0, 2]].sum(1), torch.ones(2))
-
-
-class Packed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(3, 4, batch_first=True)
-
-    def forward(self, x):
-        packed = nn.utils.rnn.pack_padded_sequence(x, [3, 2, 2, 1], batch_first=True)
-        return nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
-
-
-@pytest.mark.parametrize("decompose", [True, False])
-def test_a_packed_sequence_is_refused_with_the_reason(decompose):
-    with pytest.raises(CaptureError, match="packed sequence") as caught:
-        pccompile.compile(Packed(), decompose=decompose, example_inputs=torch.randn(BATCH, LENGTH, 3))
-    assert caught.value.place.module == "lstm"
 
 
 def test_opening_what_is_traced_symbolically_is_refused():

@@ -33,8 +33,9 @@ def compiled() -> Compile:
         key = (case.name, loss_fn, optimize, str(vertices))
         if key not in modules:
             capture = "export" if optimize and loss_fn is F.cross_entropy else "symbolic"
+            # some of the rules here are wrong on purpose
             modules[key] = pccompile.compile(
-                case.model(), rule, loss_fn, vertices=vertices, capture=capture, optimize=optimize
+                case.model(), rule, loss_fn, vertices=vertices, capture=capture, optimize=optimize, verify=False
             )
         pc = modules[key]
         pc.rule, pc.record_energies = rule, False
