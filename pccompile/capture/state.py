@@ -23,8 +23,9 @@ from pccompile.errors import Place, PythonStateError
 __all__ = ["TRACERS_OWN", "Change", "PythonState", "refuse_changes"]
 
 _DEPTH, _LARGEST, _MOST_OBJECTS = 5, 4096, 20_000
-# where torch.fx.symbolic_trace puts the constants it meets, and where nn.LSTM and its like note swapped parameters
-TRACERS_OWN = ("_tensor_constant", "_flat_weight")
+# where torch.fx.symbolic_trace puts the constants it meets, where nn.LSTM and its like note swapped parameters, and
+# where a GraphModule keeps the code that it writes when it is first called
+TRACERS_OWN = ("_tensor_constant", "_flat_weight", "_code", "_lineno_map", "_prologue_start")
 _TENSORS = ("_parameters", "_buffers", "_modules")
 _MISSING = object()
 
