@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
+from torch.utils import _pytree as pytree
 
 from pccompile.backends.run import Run
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
@@ -16,6 +17,7 @@ from pccompile.compiled import Compiled, Execution, compile_captured, flatten
 from pccompile.errors import DoubleBackwardError, UsageError
 from pccompile.ir.grammar import Program
 from pccompile.losses import averages_over_batch
+from pccompile.modelstate import ModelState, is_tensor_that_learns
 from pccompile.rules import Rule
 from pccompile.variants import Variants, key_of_call
 from pccompile.verify import verify
@@ -69,6 +71,7 @@ class PCModule(nn.Module):
         self.energies: list[float] = []
         self.recorder: Any = None  # a Recording while `pccompile.record` is on
         self._variants = Variants()
+        self._states: dict[bool, ModelState] = {}  # without and with the loss
         self._latest: Compiled | None = None
 
     # Calls --------------------------------------------------------------------------------------------------------
@@ -80,9 +83,10 @@ class PCModule(nn.Module):
             CaptureError, ShapeError, NoDerivativeError: at the first call with inputs of this kind.
             UsageError: the rule needs the loss inside the program, and the model has none.
         """
-        if not self._learns(flatten(args, kwargs, ())):
+        state = self._learning_state(args, kwargs, (), None)
+        if state is None:
             return self.model(*args, **kwargs)
-        execution = self._execution(args, kwargs, (), None)
+        execution = self._execution(args, kwargs, (), None, state)
         outputs = _call(execution, self._when_done)
         captured = execution.compiled.captured
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
@@ -100,19 +104,20 @@ class PCModule(nn.Module):
         Raises:
             UsageError: no loss_fn and the model returns no loss; or the rule trains through `step` only.
         """
-        if self.rule.name == "Incremental" and self._learns([]):
+        args, kwargs = as_arguments(inputs)
+        targets = _as_targets(target)
+        state = self._learning_state(args, kwargs, targets, self.loss_fn)
+        if self.rule.name == "Incremental" and state is not None:
             raise UsageError(
                 "the incremental rule changes the parameters while it infers", cure="call pc.step(x, y, optimizer)"
             )
-        args, kwargs = as_arguments(inputs)
-        targets = _as_targets(target)
         if self.loss_fn is None:
             outputs = self(*args, **kwargs)
             return loss_among(outputs)
-        if not self._learns(flatten(args, kwargs, targets)):
+        if state is None:
             value: torch.Tensor = self.loss_fn(self.model(*args, **kwargs), *targets)
             return value
-        loss: torch.Tensor = _call(self._execution(args, kwargs, targets, self.loss_fn), self._when_done)[0]
+        loss: torch.Tensor = _call(self._execution(args, kwargs, targets, self.loss_fn, state), self._when_done)[0]
         return loss
 
     def step(self, inputs: Any, target: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -163,7 +168,7 @@ class PCModule(nn.Module):
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
         args, kwargs = as_arguments(inputs)
         targets = _as_targets(target)
-        self._variant(args, dict(sorted(kwargs.items())), targets, self.loss_fn if targets else None)
+        self._execution(args, kwargs, targets, self.loss_fn if targets else None)
         return self.program
 
     # The model's own ------------------------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ class PCModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles carry: not what was captured and compiled, which is made again when needed."""
-        return {**self.__dict__, "_variants": Variants(), "_latest": None, "recorder": None}
+        return {**self.__dict__, "_variants": Variants(), "_states": {}, "_latest": None, "recorder": None}
 
     def extra_repr(self) -> str:
         """The rule."""
@@ -200,26 +205,51 @@ class PCModule(nn.Module):
 
     # Compilation ----------------------------------------------------------------------------------------------------
 
-    def _learns(self, flat: list[Any]) -> bool:
+    def _learning_state(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
+    ) -> ModelState | None:
+        """The model's state if there is something to learn in this call."""
         if not torch.is_grad_enabled():
-            return False
-        tensors = [*self.parameters(), *(value for value in flat if isinstance(value, torch.Tensor))]
-        return any(tensor.requires_grad for tensor in tensors)
+            return None
+        state = self._model_state(args, kwargs, loss_fn)
+        learns = state.learns or any(map(is_tensor_that_learns, flatten(args, kwargs, targets)))
+        return state if learns else None
+
+    def _model_state(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss_fn: Loss | None) -> ModelState:
+        state = self._states.get(loss_fn is None)
+        if state is None or not state.holds():
+            initialise_lazy_modules(self.model, args, kwargs)
+            state = self._states[loss_fn is None] = ModelState(self.model, loss_fn)
+        return state
 
     def _execution(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: tuple[Any, ...],
+        loss_fn: Loss | None,
+        state: ModelState | None = None,
     ) -> Execution:
         kwargs = dict(sorted(kwargs.items()))
-        compiled = self._variant(args, kwargs, targets, loss_fn)
+        flat, structure = pytree.tree_flatten((args, kwargs, targets))
+        state = state or self._model_state(args, kwargs, loss_fn)
+        compiled = self._variant(args, kwargs, targets, loss_fn, state, flat, structure)
         run = Run(self.rule, record_energies=self.record_energies)
-        execution = Execution(compiled, run, self.model, loss_fn, flatten(args, kwargs, targets))
+        execution = Execution(compiled, run, self.model, loss_fn, flat)
         run.parameters = execution.sources
         if self.recorder is not None:
             execution = self.recorder.watched(execution, args, kwargs, targets)
         return execution
 
     def _variant(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: tuple[Any, ...],
+        loss_fn: Loss | None,
+        state: ModelState,
+        flat: list[Any],
+        structure: pytree.TreeSpec,
     ) -> Compiled:
         """The compiled program for a call of this kind, from the cache or made now; kwargs are sorted by name."""
         opens = self._opens()
@@ -233,7 +263,7 @@ class PCModule(nn.Module):
             return captured
 
         def build(captured: Captured) -> Compiled:
-            wanted = self._wanted(captured, flatten(args, kwargs, targets), loss_fn)
+            wanted = self._wanted(captured, flat, loss_fn)
             compiled = compile_captured(
                 captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend
             )
@@ -241,11 +271,9 @@ class PCModule(nn.Module):
                 verify(compiled, self.rule, self.model, loss_fn, args, kwargs, targets)
             return compiled
 
-        initialise_lazy_modules(self.model, args, kwargs)
-        key = key_of_call(self.model, loss_fn, opens, args, kwargs, targets)
-        trained = tuple(p.requires_grad for p in self.model.parameters())
+        key = key_of_call(state, loss_fn is not None, opens, flat, structure)
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
-        options = trained, _structure(self.rule), self.vertices, observed, self.backend
+        options = _structure(self.rule), self.vertices, observed, self.backend
         self._latest = self._variants.find(self.model, key, options, trace, build)
         return self._latest
 

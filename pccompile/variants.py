@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pccompile.capture import Captured, Shape
-from pccompile.capture.reads import python_key, sharing_key, tensors_key
+from pccompile.capture.reads import sharing_key, tensors_key
 from pccompile.compiled import Compiled
+from pccompile.modelstate import ModelState
 
 __all__ = ["Key", "Variants", "key_of_call"]
 
@@ -35,21 +36,17 @@ class Key:
         values: per flattened input: dtype, device, requires_grad and memory order of a tensor; anything else itself.
         shapes: per flattened input: the shape of a tensor.
         sharing: which inputs are one tensor, and which share memory.
-        modes: training or evaluation, module by module.
-        state: dtype, device, shape, requires_grad and ties of every parameter and buffer.
-        python: attributes, hooks, globals and closures that the forward may read.
+        model: the state of the model.
         autocast: whether and to which dtype each device casts.
     """
 
     loss: bool
     opens: bool
-    structure: str
+    structure: pytree.TreeSpec
     values: tuple[Hashable, ...]
     shapes: tuple[Shape, ...]
     sharing: tuple[Hashable, ...]
-    modes: tuple[bool, ...]
-    state: tuple[Hashable, ...]
-    python: tuple[Hashable, ...]
+    model: ModelState
     autocast: tuple[Hashable, ...]
 
     def differs_in_shapes_only(self, other: Key) -> bool:
@@ -57,26 +54,20 @@ class Key:
         return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "shapes")
 
 
-def key_of_call(
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    opens: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-) -> Key:
-    """The key of one call of the model, in the present autocast state."""
-    flat, structure = pytree.tree_flatten((args, kwargs, targets))
+def key_of_call(state: ModelState, with_loss: bool, opens: bool, flat: list[Any], structure: pytree.TreeSpec) -> Key:
+    """The key of one call of a model, in the present autocast state.
+
+    Args:
+        flat, structure: the arguments and targets, flattened.
+    """
     return Key(
-        loss_fn is not None,
+        with_loss,
         opens,
-        str(structure),
+        structure,
         tuple(_kind(value) for value in flat),
         tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in flat),
         sharing_key(flat),
-        tuple(module.training for module in model.modules()),
-        tuple(tensors_key(model, loss_fn).values()),
-        python_key(model, loss_fn),
+        state,
         tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
     )
 
@@ -190,14 +181,14 @@ def _changes(model: nn.Module, entry: _Entry, key: Key) -> list[str]:
         found.append(_objection(entry, key) or "an input has another shape")
     found += _changed(
         (f"{name or type(model).__name__} is" for name, _ in model.named_modules()),
-        ("in training mode" if mode else "in evaluation mode" for mode in old.modes),
-        ("in training mode" if mode else "in evaluation mode" for mode in key.modes),
+        ("in training mode" if mode else "in evaluation mode" for mode in old.model.modes),
+        ("in training mode" if mode else "in evaluation mode" for mode in key.model.modes),
     )
-    found += _changed(tensors_key(model), old.state, key.state)
+    found += _changed(tensors_key(model), old.model.tensors, key.model.tensors)
     found += _changed(("autocast",) * len(key.autocast), old.autocast, key.autocast)
     if old.sharing != key.sharing:
         found.append("other inputs share memory")
-    if old.python != key.python:
+    if old.model.python != key.model.python:
         found.append("an attribute, a hook, a global or a closure that the forward reads has another value")
     return found or ["another kind of call"]
 

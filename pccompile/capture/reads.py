@@ -16,7 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Name", "names_read", "python_key", "sharing_key", "tensors_key"]
+__all__ = [
+    "Name",
+    "dictionaries_of",
+    "is_settled",
+    "modules_of",
+    "names_read",
+    "python_key",
+    "sharing_key",
+    "tensors_key",
+    "values_read",
+]
 
 _LIBRARIES = frozenset(["torch", "numpy", "pccompile", *sys.stdlib_module_names]) - {"__main__"}
 _MOST_FUNCTIONS, _MOST_OBJECTS = 2000, 500
@@ -60,7 +70,7 @@ class Name:
 
 def names_read(model: nn.Module, loss_fn: Any = None) -> list[Name]:
     """The names that the code of the model, its hooks and its loss may read, each once."""
-    return list(_code_of(_modules(model, loss_fn), loss_fn).names.values())
+    return list(_code_of(modules_of(model, loss_fn), loss_fn).names.values())
 
 
 def python_key(model: nn.Module, loss_fn: Any = None) -> tuple[Any, ...]:
@@ -69,19 +79,44 @@ def python_key(model: nn.Module, loss_fn: Any = None) -> tuple[Any, ...]:
     Attributes of the modules that some code of the model mentions (numbers, strings, flags, functions, plain tensors,
     containers of them), the modules' types and hooks, and the globals and closures that the code reads.
     """
-    modules = _modules(model, loss_fn)
+    modules = modules_of(model, loss_fn)
     code = _code_of(modules, loss_fn)
-    every, mentioned = code.any_name, code.mentioned
     seen: set[int] = set()
     parts: list[Any] = [
         (name, type(value), value if type(value) in _PLAIN_TYPES else _value_key(value, seen))
-        for module in modules
-        for name, value in module.__dict__.items()
-        if name not in _INTERNAL and (every or name in mentioned)
+        for name, value in _attributes_read(modules, code)
     ]
     parts += [(name.label, _value_key(name.get(), seen)) for name in code.names.values()]
     kinds = tuple([(type(module), module.training) for module in modules])
     return kinds, tuple(parts), tuple(map(_Identity, _hooks(modules)))
+
+
+def _attributes_read(modules: list[nn.Module], code: _Code) -> Iterator[tuple[str, Any]]:
+    every, mentioned = code.any_name, code.mentioned
+    for module in modules:
+        for name, value in module.__dict__.items():
+            if name not in _INTERNAL and (every or name in mentioned):
+                yield name, value
+
+
+def values_read(model: nn.Module, loss_fn: Any = None) -> list[Any]:
+    """The values of the modules' attributes that some code of the model mentions."""
+    modules = modules_of(model, loss_fn)
+    return [value for _, value in _attributes_read(modules, _code_of(modules, loss_fn))]
+
+
+def dictionaries_of(modules: list[nn.Module]) -> list[dict[Any, Any]]:
+    """Every dictionary in which a module, or PyTorch for all modules, keeps attributes, tensors, children and hooks."""
+    own = ("_parameters", "_buffers", "_modules", *_HOOKS)
+    found = [d for module in modules for d in (module.__dict__, *(module.__dict__[name] for name in own))]
+    return found + [getattr(nn.modules.module, f"_global{kind}") for kind in _HOOKS]
+
+
+def is_settled(value: Any) -> bool:
+    """Whether a value can change only by being replaced, as far as `python_key` looks into it."""
+    if isinstance(value, tuple):
+        return all(map(is_settled, value))
+    return isinstance(value, (*_PLAIN, torch.Tensor, FunctionType, BuiltinFunctionType, nn.Module, ModuleType))
 
 
 def tensors_key(model: nn.Module, loss_fn: Any = None) -> dict[str, tuple[Any, ...]]:
@@ -196,7 +231,7 @@ def _code_of(modules: list[nn.Module], loss_fn: Any) -> _Code:
     return code.and_also(_code_of_functions(own)) if own else code
 
 
-def _modules(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
+def modules_of(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
     """Every module of the model and the loss once; `modules()`, which builds the names as well, takes twice as long."""
     found: dict[int, nn.Module] = {}
     waiting = [model, *([loss_fn] if isinstance(loss_fn, nn.Module) else [])]
