@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
+
+import pccompile
+from pccompile.ir import Program
 
 
 class Basic(nn.Module):
@@ -121,3 +126,17 @@ class Transformer(nn.Module):
 
 IMAGES = (2, 3, 32, 32)
 TOKENS = (2, 8)
+
+
+_MADE = {
+    "resnet18": (resnet18, lambda: torch.randn(IMAGES)),
+    "resnet50": (resnet50, lambda: torch.randn(IMAGES)),
+    "transformer": (Transformer, lambda: torch.randint(50, TOKENS)),
+}
+
+
+@functools.cache
+def zil_program(name: str) -> Program:
+    """The Z-IL program of a network, compiled once."""
+    model, inputs = _MADE[name]
+    return pccompile.compile(model(), example_inputs=inputs()).program

@@ -10,13 +10,11 @@ from xml.etree import ElementTree
 import jsonschema
 import networkx as nx
 import pytest
-import torch
 from generated import RULES, graph_of, strangely_named_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import IMAGES, resnet50
+from networks import zil_program
 
-import pccompile
 from pccompile.errors import MissingPackageError, UsageError
 from pccompile.inspection import svg
 from pccompile.inspection.dot import legal_in_xml
@@ -56,7 +54,7 @@ def test_graphml_reads_back_with_every_vertex_and_edge(graph):
 
 
 def test_dot_has_a_cluster_for_every_open_module_and_quotes_what_it_must():
-    program = pccompile.compile(resnet50(), example_inputs=torch.randn(IMAGES)).program
+    program = zil_program("resnet50")
     dot = program.to_dot(["layer1.0"])
     assert [line.strip().split('"')[1] for line in dot.splitlines() if "subgraph" in line] == [
         "cluster layer1",
@@ -82,7 +80,7 @@ def test_an_svg_shows_every_box_of_the_view_without_overlaps():
 
 
 def test_the_svg_of_resnet_50_folds_and_opens():
-    program = pccompile.compile(resnet50(), example_inputs=torch.randn(IMAGES)).program
+    program = zil_program("resnet50")
     folded, opened = program.to_svg(), program.to_svg("all")
     assert len(opened) > 2 * len(folded)
     assert len(re.findall("<title>", opened)) == len(view(program, "all").nodes)

@@ -1,20 +1,18 @@
 """Folding by module: which groups there are, and what a view shows."""
 
 import pytest
-import torch
 from generated import strangely_named_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import IMAGES, TOKENS, Transformer, resnet18, resnet50
+from networks import zil_program
 
-import pccompile
 from pccompile.errors import UsageError
 from pccompile.inspection.modules import COMFORTABLE, backstage, grouping, opened_first, view
 from pccompile.ir import Kind
 from pccompile.passes import run
 from pccompile.rules import ZIL, literal_program
 
-RESNET = pccompile.compile(resnet18(), example_inputs=torch.randn(IMAGES)).program
+RESNET = zil_program("resnet18")
 
 
 def test_modules_are_groups_and_modules_with_one_vertex_are_not():
@@ -45,8 +43,7 @@ def test_a_line_of_delays_is_a_group_that_stays_folded():
 
 
 def test_a_first_view_is_comfortable_and_a_view_of_all_has_every_vertex():
-    for model, inputs in ((resnet50(), torch.randn(IMAGES)), (Transformer(), torch.randint(50, TOKENS))):
-        program = pccompile.compile(model, example_inputs=inputs).program
+    for program in map(zil_program, ("resnet50", "transformer")):
         assert 8 < len(view(program).nodes) <= COMFORTABLE
         everything = view(program, "all", parameters=True)
         assert [node.name for node in everything.nodes] == [vertex.name for vertex in program.vertices]

@@ -130,7 +130,8 @@ function recordedHeat() {
 function sentence() {
   const { now } = state, parts = [];
   const several = (set, one, many) => set.size && parts.push(`${set.size} ${set.size === 1 ? one : many}`);
-  several(now.Predict, "vertex predicts", "vertices predict");
+  const predicting = new Set([...now.Predict].filter((id) => !model.vertices[id].backstage));
+  several(predicting, "vertex predicts", "vertices predict");
   several(now.errors, "error is not zero", "errors are not zero");
   const learned = [...now.Learn].flatMap((id) => model.vertices[id].learned.length ? model.vertices[id].learned : [model.vertices[id].name]);
   if (learned.length) parts.push(`learns ${learned.slice(0, 3).join(", ")}${learned.length > 3 ? ` and ${learned.length - 3} more` : ""}`);

@@ -112,6 +112,7 @@ function createPanel(host, act) {
   function showStep(state) {
     const { model, stage, step, now } = state;
     const named = (set) => [...set].map((id) => model.vertices[id].name);
+    const predicting = new Set([...now.Predict].filter((id) => !model.vertices[id].backstage));
     const learners = [...now.Learn], parameters = learners.flatMap((id) => model.vertices[id].learned);
     const moving = new Set([...now.Infer, ...now.Relax]);
     const count = (set) => ` (${set.size ?? set.length})`;
@@ -125,7 +126,7 @@ function createPanel(host, act) {
         ? element("p", { class: "sub", id: "learning", "data-parameters": JSON.stringify(parameters) }, parameters.join(", ") || "")
         : "", list(named(now.Learn))),
       section("Have an error that is not zero" + count(now.errors), list(named(now.errors))),
-      section("Predict" + count(now.Predict), list(named(now.Predict), 12)),
+      section("Predict" + count(predicting), list(named(predicting), 12)),
       section("Move" + count(moving), list(named(moving))),
       ...what,
       section("Delay vertices in this stage" + count(delays), delays.length ? list(delays.map((id) => model.vertices[id].name), 12) : element("span", { class: "none" }, "none")),
