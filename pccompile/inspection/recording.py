@@ -151,13 +151,14 @@ class WatchedExecution(Execution):
     recording: Recording = field(kw_only=True)
     frame: Frame = field(kw_only=True)
     reference: Callable[[], list[Any]] = field(kw_only=True)
-    random_state: Any = None
+    random_states: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def feed_forward(self) -> list[Any]:
         """As `Execution.feed_forward`; notes what the plain model needs to do the same again."""
         if self.recording.gradients:
-            self.random_state = torch.get_rng_state()
+            devices = {p.device.index for p in self.model.parameters() if p.is_cuda}
+            self.random_states = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
             self.buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         return super().feed_forward()
 
@@ -177,8 +178,12 @@ class WatchedExecution(Execution):
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
         try:
-            with torch.random.fork_rng(devices=[]), torch.enable_grad():
-                torch.set_rng_state(self.random_state)
+            assert self.random_states is not None
+            on_cpu, on_cuda = self.random_states
+            with torch.random.fork_rng(devices=sorted(on_cuda)), torch.enable_grad():
+                torch.set_rng_state(on_cpu)
+                for device, state in on_cuda.items():
+                    torch.cuda.set_rng_state(state, device)
                 pairs = [(o, g) for o, g in zip(self.reference(), gradients, strict=True) if g is not None]
                 reference = torch.autograd.grad(
                     [o for o, _ in pairs], list(parameters.values()), [g for _, g in pairs], allow_unused=True

@@ -376,8 +376,8 @@ $("#fit").addEventListener("click", () => graph.fit());
 $("#closer").addEventListener("click", () => graph.zoomBy(1.3));
 $("#farther").addEventListener("click", () => graph.zoomBy(1 / 1.3));
 $("#fold").addEventListener("click", () => { state.opened.clear(); state.selected = null; relayout().then(() => graph.fit(false)); });
-$("#open").addEventListener("click", () => { state.opened = new Set(model.groups.keys()); relayout().then(() => graph.fit(false)); });
-$("#parameters").addEventListener("change", (event) => { state.parameters = event.target.checked; relayout().then(() => graph.fit(false)); });
+$("#open").addEventListener("click", () => { state.opened = new Set(model.groups.keys()); relayout().then(() => graph.begin(0.05)); });
+$("#parameters").addEventListener("change", (event) => { state.parameters = event.target.checked; relayout().then(() => graph.begin(0.05)); });
 $("#theme").addEventListener("click", () => theme());
 $("#help").addEventListener("click", () => $("#keys").showModal());
 

@@ -180,10 +180,10 @@ function createGraph(host, act) {
       const k = fitting();
       move(d3.zoomIdentity.translate((width - placed.width * k) / 2, (height - placed.height * k) / 2).scale(k), smooth);
     },
-    // Everything if it stays readable; else the end of the graph, where the schedule begins.
-    begin() {
+    // Everything, if it is drawn larger than `least`; else the end of the graph, where the schedule begins.
+    begin(least = 0.62) {
       const [width, height] = size();
-      if (fitting() >= 0.62) return this.fit(false);
+      if (fitting() >= least) return this.fit(false);
       const scale = Math.min(0.8, Math.max(0.62, (width - 2 * AROUND) / placed.width));
       const loss = placed.nodes.at(-1);
       const x = width / 2 - (loss.x + loss.width / 2) * scale;

@@ -1,17 +1,12 @@
-"""A headless Chromium for the tests of the page, and the pages of a few programs."""
+"""A headless Chromium for the tests of the page."""
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from models import loss_fn, make, mnist_network
-from networks import IMAGES, TOKENS, Transformer, resnet18
 
-import pccompile
 from pccompile.ir import Program
 
 ARGUMENTS = [
@@ -23,27 +18,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-MODELS = {
-    "mnist": (mnist_network, lambda: torch.randn(4, 1, 28, 28)),
-    "resnet18": (resnet18, lambda: torch.randn(IMAGES)),
-    "transformer": (lambda: Transformer(blocks=4), lambda: torch.randint(50, TOKENS)),
-}
-
-
-@functools.cache
-def program_of(name: str) -> Program:
-    model, inputs = MODELS[name]
-    return pccompile.compile(model(), example_inputs=inputs()).program
-
-
-@functools.cache
-def recorded(rule) -> tuple[Program, pccompile.Recording]:
-    model, inputs, target = make("residual blocks with batch norm")
-    pc = pccompile.compile(model, rule, loss_fn)
-    with pccompile.record(pc) as recording:
-        for _ in range(3):
-            pc.step(inputs, target, torch.optim.SGD(model.parameters(), 0.1))
-    return pc.program, recording
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import re
 
 import networkx as nx
 import pytest
-from conftest import MODELS, program_of, recorded
 from generated import graph_of
+from shown_programs import MODELS, program_of, recorded
 
 import pccompile
 from pccompile.inspection.modules import grouping, view
