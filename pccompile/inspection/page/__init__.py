@@ -7,7 +7,9 @@
     graph.js    the graph, drawn by D3
     chart.js    the schedule chart
     panel.js    the panel at the right
-    app.js      the page's state, keys and controls
+    app.js      the page's state, what changes it, and its header
+    search.js   the search
+    controls.js playing, keys, buttons; starts the page
 
 `vendor/` holds ELK and D3 with their licences.
 """

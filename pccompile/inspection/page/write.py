@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page", "page_data"]
 
-SCRIPTS = ("layout.js", "model.js", "graph.js", "chart.js", "panel.js", "app.js")
+SCRIPTS = ("layout.js", "model.js", "graph.js", "chart.js", "panel.js", "app.js", "search.js", "controls.js")
 LONGEST_CODE = 200_000  # statements; the page of a longer program goes without
 ACTIONS = {action: number for number, action in enumerate(Action)}
 
