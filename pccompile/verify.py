@@ -114,7 +114,10 @@ class _Replay:
             outputs, parts = self._compared(found), self._parts(found)
             change = next(state.changes(), None)
             passed_on = {id(value) for value in inputs}
-            carries = [_is_computed(value) and id(value) not in passed_on for value in outputs]
+            carries = [  # an input that is returned has its gradient either way: passed on, or repeated by a node
+                is_tracked and _is_computed(value) if id(value) in passed_on else _is_computed(value)
+                for value, is_tracked in zip(outputs, self.tracked, strict=True)
+            ]
             result = _Result(self._values(parts, carries, inputs))
             if change is None and self.rule.exact:
                 result.gradients = self._model_gradients(outputs, self._sources(given))

@@ -177,3 +177,14 @@ def test_gradients_that_are_zero_but_for_rounding_do_not_matter():
     pc = pccompile.compile(model, optimize=False, dynamic=False)
     pc(torch.randn(16, 3)).square().sum().backward()
     assert model[0].bias.grad.abs().max() < 1e-5
+
+
+class Idle(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, training=False)  # which eager returns as it is
+
+
+def test_an_operator_that_returns_its_input_as_it_is_may_be_the_whole_model():
+    x = torch.randn(3, requires_grad=True)
+    pccompile.compile(Idle())(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(3))
