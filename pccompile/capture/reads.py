@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -20,6 +21,7 @@ __all__ = [
     "Name",
     "dictionaries_of",
     "is_settled",
+    "items_of",
     "modules_of",
     "names_read",
     "python_key",
@@ -136,6 +138,12 @@ def tensors_key(model: nn.Module, loss_fn: Any = None) -> dict[str, tuple[Any, .
     }
 
 
+def items_of(value: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """The items of a dictionary as they are kept, past whatever a subclass does when an item is read."""
+    kind = OrderedDict if isinstance(value, OrderedDict) else dict
+    return ((key, dict.__getitem__(value, key)) for key in kind.__iter__(value))
+
+
 def sharing_key(inputs: list[Any]) -> tuple[tuple[int, int], ...]:
     """Which of the input tensors are one and the same, and which share memory: the positions of the first of each."""
     same: dict[int, int] = {}
@@ -187,7 +195,7 @@ def _value_key(value: Any, seen: set[int], depth: int = 4) -> Any:
     if isinstance(value, list | tuple):
         return (type(value), *(_value_key(part, seen, depth - 1) for part in value))
     if isinstance(value, dict):
-        return tuple((_value_key(k, seen, 1), _value_key(v, seen, depth - 1)) for k, v in value.items())
+        return tuple((_value_key(k, seen, 1), _value_key(v, seen, depth - 1)) for k, v in items_of(value))
     if hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _LIBRARIES:
         seen.add(id(value))
         return tuple((k, _value_key(v, seen, depth - 1)) for k, v in vars(value).items())

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.capture.source import describe, is_users
 from pccompile.capture.state import Change, PythonState
+from pccompile.capture.structure import Structure
 from pccompile.errors import PythonStateError
 
 __all__ = ["initialise_lazy_modules", "line_that_changes", "random_states_kept", "rehearsal", "settles", "with_line"]
@@ -170,8 +171,11 @@ def _result(model: nn.Module, loss_fn: Any, run: Callable[[], Any]) -> tuple[Any
 
 
 def _equal(left: Any, right: Any) -> bool:
-    pairs = zip(pytree.tree_leaves(left), pytree.tree_leaves(right), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b or a == b for a, b in pairs)
+    """Whether two results hold the same tensors, wherever they are, and the same numbers and words."""
+    tensors = [Structure.take_apart(value)[1] for value in (left, right)]
+    plain = [[v for v in pytree.tree_leaves(value) if isinstance(v, int | float | str)] for value in (left, right)]
+    same_count = len(tensors[0]) == len(tensors[1])
+    return same_count and plain[0] == plain[1] and all(map(torch.equal, *tensors))
 
 
 def with_line(error: PythonStateError, model: nn.Module, loss_fn: Any, run: Callable[[], Any]) -> PythonStateError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pccompile.capture.reads import Name, names_read
+from pccompile.capture.reads import Name, items_of, names_read
 from pccompile.errors import Place, PythonStateError
 
 __all__ = ["TRACERS_OWN", "Change", "PythonState", "refuse_changes"]
@@ -181,7 +181,7 @@ class _Note:
 def contents(value: Any) -> dict[Any, Any] | None:
     """The parts of a container or plain object by key; None for anything else."""
     if isinstance(value, dict):
-        return dict(value) if len(value) <= _LARGEST else None
+        return dict(items_of(value)) if len(value) <= _LARGEST else None
     if isinstance(value, list | tuple | deque):
         return dict(enumerate(value)) if len(value) <= _LARGEST else None
     if isinstance(value, set):
@@ -193,8 +193,10 @@ def contents(value: Any) -> dict[Any, Any] | None:
 
 def _put(value: Any, parts: dict[Any, Any]) -> None:
     if isinstance(value, dict):
-        value.clear()
-        value.update(parts)
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        kind.clear(value)
+        for key, part in parts.items():
+            kind.__setitem__(value, key, part)
     elif isinstance(value, list):
         value[:] = list(parts.values())
     elif isinstance(value, deque | set):

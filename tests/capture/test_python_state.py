@@ -1,7 +1,7 @@
 """Python state: what the forward changes is refused unless it is a cache; what changes it reads, is noticed."""
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from functools import partial
 
 import numpy
@@ -293,3 +293,19 @@ def test_training_and_evaluation_are_told_apart_module_by_module():
 
     between = lambda net, hidden: hidden * 2 if net.training else hidden * 3 if net.fc.training else hidden  # noqa: E731
     agree(lambda: Net(between), *[batch()] * 4, before=before)
+
+
+class Maker(OrderedDict):
+    """A registry that makes what it is asked for, as transformers' table of activations does."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)()
+
+
+MAKERS = Maker(tanh=nn.Tanh, relu=nn.ReLU)
+
+
+def test_a_dictionary_that_makes_its_items_when_read_is_left_as_it_is():
+    agree(lambda: Net(lambda net, hidden: MAKERS["tanh"](hidden)), batch())
+    assert list(OrderedDict.__iter__(MAKERS)) == ["tanh", "relu"]
+    assert dict.__getitem__(MAKERS, "tanh") is nn.Tanh
