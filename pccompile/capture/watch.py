@@ -116,6 +116,7 @@ def refuse_custom_functions() -> Iterator[None]:
         CaptureError: names the function and the cure.
     """
     original = torch.autograd.Function.__dict__["apply"]
+    base = torch.autograd.function._SingleLevelFunction
 
     def apply(function: type, *args: Any, **kwargs: Any) -> Any:
         name = f"{function.__module__}.{function.__qualname__}"
@@ -124,17 +125,29 @@ def refuse_custom_functions() -> Iterator[None]:
             return run(*inputs)
         if name.startswith(_INTERNAL):
             return original.__get__(None, function)(*args, **kwargs)
-        raise CaptureError(
-            f"the custom autograd function {function.__qualname__} would lose its backward",
-            Place(node=f"{function.__qualname__}.apply"),
-            "write it as an operator: torch.library.custom_op with register_autograd and register_fake",
-        )
+        raise _lost(function)
+
+    def apply_bound_before(function: type, *args: Any) -> Any:
+        """Where the original `apply` ends up: someone bound it early (`self.function = Function.apply`)."""
+        if f"{function.__module__}.{function.__qualname__}".startswith(_INTERNAL):
+            return super(base, function).apply(*args)  # type: ignore[misc]
+        raise _lost(function)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
+    base.apply = classmethod(apply_bound_before)
     try:
         yield
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
+        del base.apply
+
+
+def _lost(function: type) -> CaptureError:
+    return CaptureError(
+        f"the custom autograd function {function.__qualname__} would lose its backward",
+        Place(node=f"{function.__qualname__}.apply"),
+        "write it as an operator: torch.library.custom_op with register_autograd and register_fake",
+    )
 
 
 # The tracer's own and those behind PyTorch's operators, which reach the graph as operators; the hooks of `hooks.py`.

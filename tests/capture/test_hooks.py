@@ -143,6 +143,15 @@ def test_a_custom_function_applied_in_a_hook_or_a_checkpoint_is_refused():
     refused(Net(between), batch(), match="Doubled would lose its backward", line="checkpoint(")
 
 
+@pytest.mark.parametrize("capture", ["export", "symbolic"])
+def test_a_custom_function_bound_before_capture_is_refused_by_its_name(capture):
+    bound = Doubled.apply
+    early = Net(lambda net, hidden: net.function(hidden), function=Doubled.apply)
+    refused(early, batch(), match="Doubled would lose its backward", line="net.function", capture=capture)
+    enclosed = Net(lambda net, hidden: bound(hidden))
+    refused(enclosed, batch(), match="Doubled would lose its backward", line="bound(hidden)", capture=capture)
+
+
 def test_custom_functions_behind_modules_of_torch_are_refused_too():
     model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.CrossMapLRN2d(3))
     with pytest.raises(CaptureError, match=r"module:  1\n[^#]*CrossMapLRN2d would lose its backward"):
