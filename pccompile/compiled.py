@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from pccompile.backends import BACKENDS, LiteralBackend
 from pccompile.backends.run import Run, State
@@ -22,7 +21,7 @@ from pccompile.ir.grammar import Action, Kind, Program, Vertex
 from pccompile.passes import run as run_passes
 from pccompile.rules import Rule, literal_program
 
-__all__ = ["Compiled", "Execution", "compile_captured", "flatten"]
+__all__ = ["Compiled", "Execution", "compile_captured"]
 
 
 class Backend(Protocol):
@@ -35,7 +34,7 @@ class Backend(Protocol):
         """Run everything after the feed-forward pass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compiled:
     """A captured model with its program and the back end that runs it."""
 
@@ -66,10 +65,10 @@ class Compiled:
         return {v.components[0].node: v for v in self.program.vertices if v.clamped and not v.nodes}
 
     @cached_property
-    def source_of_leaf(self) -> dict[str, str]:
-        """The name of the vertex of each leaf whose gradient the program computes, by node."""
+    def sources(self) -> dict[str, str]:
+        """The leaf of each tensor whose gradient the program computes, by vertex name."""
         found = {node: self.vertex_of_leaf.get(node) for node in self.captured.leaves}
-        return {node: vertex.name for node, vertex in found.items() if vertex is not None and vertex.requires_grad}
+        return {vertex.name: node for node, vertex in found.items() if vertex is not None and vertex.requires_grad}
 
     @cached_property
     def changed_leaves(self) -> frozenset[str]:
@@ -78,9 +77,9 @@ class Compiled:
         return frozenset(node for node, leaf in self.captured.leaves.items() if leaf.home in homes)
 
     @cached_property
-    def nodes_of_vertex(self) -> dict[str, tuple[str, ...]]:
-        """The FX node of each component, by vertex."""
-        return {v.name: tuple(component.node for component in v.components) for v in self.program.vertices}
+    def place_of_node(self) -> dict[str, tuple[str, int]]:
+        """The vertex that each FX node is a component of, and the component's position."""
+        return {c.node: (v.name, position) for v in self.program.vertices for position, c in enumerate(v.components)}
 
     @cached_property
     def tracked_outputs(self) -> list[bool]:
@@ -88,10 +87,25 @@ class Compiled:
         captured = self.captured
         return [n in self.tracked for n in ([captured.loss] if captured.loss is not None else captured.outputs)]
 
+    @cached_property
+    def output_vertices(self) -> list[Vertex]:
+        """The output vertices, in feed-forward order."""
+        return [vertex for vertex in self.program.vertices if vertex.kind is Kind.OUTPUT]
+
+    def held_leaves(self, model: nn.Module, loss_fn: Callable[..., torch.Tensor] | None) -> dict[str, Any]:
+        """The leaves that are no inputs: parameters, buffers and constants, by node."""
+        leaves = self.captured.leaves
+        return {n: leaf_value(leaf, model, loss_fn, []) for n, leaf in leaves.items() if leaf.kind is not Kind.INPUT}
+
+    @cached_property
+    def input_leaves(self) -> dict[str, int]:
+        """The leaves that are inputs, with their positions among the flattened inputs."""
+        return {node: leaf.index for node, leaf in self.captured.leaves.items() if leaf.kind is Kind.INPUT}
+
     def batch_size(self, state: State) -> int:
         """The first dimension of the first output vertex that has one; 1 if none has."""
-        for vertex in self.program.vertices:
-            if vertex.kind is Kind.OUTPUT and state["value", vertex.name][0].dim():
+        for vertex in self.output_vertices:
+            if state["value", vertex.name][0].dim():
                 return int(state["value", vertex.name][0].shape[0])
         return 1
 
@@ -142,32 +156,40 @@ def _own_loss(captured: Captured) -> str:
     return scalars[0]
 
 
-@dataclass
+@dataclass(eq=False)
 class Execution:
-    """One batch through a compiled model: the feed-forward pass, then at most one inference at a time."""
+    """One batch through a compiled model: the feed-forward pass, then at most one inference at a time.
+
+    Attributes:
+        flat_inputs: the flattened arguments and targets.
+        held: the leaves that are no inputs, if they are known.
+    """
 
     compiled: Compiled
     run: Run
     model: nn.Module
     loss_fn: Callable[..., torch.Tensor] | None
     flat_inputs: list[Any]
+    held: Mapping[str, Any] | None = None
     state: State | None = None
     leaves: dict[str, Any] = field(default_factory=dict, init=False)
     autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        captured = self.compiled.captured
-        self.leaves = {
-            node: leaf_value(leaf, self.model, self.loss_fn, self.flat_inputs) for node, leaf in captured.leaves.items()
-        }
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-        ambient = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
-        self.autocast = [(d, enabled and captured.autocast, dtype) for d, enabled, dtype in ambient]
+        held = self.compiled.held_leaves(self.model, self.loss_fn) if self.held is None else self.held
+        self.leaves = dict(held)
+        for node, index in self.compiled.input_leaves.items():
+            self.leaves[node] = self.flat_inputs[index]
+        if torch._C._is_any_autocast_enabled():
+            inside = self.compiled.captured.autocast
+            self.autocast = [
+                (d, inside, torch.get_autocast_dtype(d)) for d in _devices() if torch.is_autocast_enabled(d)
+            ]
 
-    @cached_property
+    @property
     def sources(self) -> dict[str, torch.Tensor]:
         """The live tensors whose gradient the program computes, by vertex name."""
-        return {name: self.leaves[node] for node, name in self.compiled.source_of_leaf.items()}
+        return {name: self.leaves[node] for name, node in self.compiled.sources.items()}
 
     def feed_forward(self) -> list[Any]:
         """Run the feed-forward pass, and what the forward does to buffers.
@@ -177,26 +199,39 @@ class Execution:
             detached; an input or parameter that the model returns as it is comes back as it is.
         """
         captured, changed = self.compiled.captured, self.compiled.changed_leaves
-        clamped: dict[str, Value] = {}
-        for node, vertex in self.compiled.vertex_of_leaf.items():
-            value = self.leaves[node]
-            if isinstance(value, torch.Tensor):
-                value = value.detach().clone() if node in changed else value.detach()
-            clamped[vertex.name] = (value,)
+        clamped: dict[str, Value] = {
+            vertex.name: (self.leaves[node].detach().clone() if node in changed else self.leaves[node],)
+            for node, vertex in self.compiled.vertex_of_leaf.items()
+        }
         with self._environment():
             self.state = self.compiled.backend.feed_forward(self.run, clamped)
             self.run.loss_scale = self._loss_scale()
-            values = self.values()
             for effect in captured.effects:
-                leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs).copy_(values[effect.node])
-            values |= self.leaves
+                with torch.no_grad():
+                    written = leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs)
+                    written.copy_(self._computed(effect.node))
         if captured.loss is not None:
-            return [values[captured.loss]]
-        return [constant if name is None else values[name] for name, constant in self._named_outputs()]
+            return [self.value(captured.loss)]
+        return [
+            constant if node is None else self.value(node)
+            for node, constant in zip(captured.outputs, captured.constants, strict=True)
+        ]
+
+    def value(self, node: str) -> Any:
+        """The value of an FX node after the feed-forward pass; None if the program does not keep it."""
+        return self.leaves[node] if node in self.leaves else self._computed(node)
+
+    def _computed(self, node: str) -> Any:
+        assert self.state is not None
+        vertex, position = self.compiled.place_of_node[node]
+        value = self.state.get(("value", vertex))
+        return None if value is None else value[position]
 
     def _loss_scale(self) -> float:
         """How many samples the loss is the mean of, where inference descends each sample's own energy."""
-        per_sample = self.run.rule.needs_loss and getattr(self.run.rule, "batch_energy", "") == "per_sample"
+        if not self.run.rule.needs_loss:
+            return 1.0
+        per_sample = getattr(self.run.rule, "batch_energy", "") == "per_sample"
         if not per_sample or not self.compiled.captured.mean_loss or self.state is None:
             return 1.0
         return float(self.compiled.batch_size(self.state))
@@ -222,10 +257,11 @@ class Execution:
         if self.state is None:
             raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
         outer, outputs = self._output_derivatives(gradients)
-        with torch.no_grad(), self._environment():
+        with self._environment():
             found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
-            if not keep:
-                self.state = None
+        if not keep:
+            self.state = None
+        with torch.no_grad():
             result = {name: value[0] for name, value in found.items() if value[0] is not None}
             if not self.run.rule.exact:
                 result |= self._unreached(result)
@@ -256,39 +292,26 @@ class Execution:
 
     def _external_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
         by_node: dict[str, torch.Tensor] = {}
-        for (name, _), gradient in zip(self._named_outputs(), gradients, strict=True):
+        for name, gradient in zip(self.compiled.captured.outputs, gradients, strict=True):
             if name is not None and gradient is not None:
                 by_node[name] = by_node[name] + gradient if name in by_node else gradient
         return {
             vertex.name: tuple(by_node.get(component.node) for component in vertex.components)
-            for vertex in self.compiled.program.vertices
-            if vertex.kind is Kind.OUTPUT
+            for vertex in self.compiled.output_vertices
         }
-
-    def _named_outputs(self) -> list[tuple[str | None, Any]]:
-        return list(zip(self.compiled.captured.outputs, self.compiled.captured.constants, strict=True))
-
-    def values(self) -> dict[str, Any]:
-        """Values after the feed-forward pass by FX node, as far as the program keeps them."""
-        values: dict[str, Any] = {}
-        state = self.state or {}
-        for name, nodes in self.compiled.nodes_of_vertex.items():
-            parts = state.get(("value", name))
-            if parts is not None:
-                values.update(zip(nodes, parts, strict=False))
-        return values
 
     def _environment(self) -> AbstractContextManager[Any]:
         """The autocast state in which the nodes run: none for an exported graph, the caller's for a symbolic one."""
-        if not any(torch.is_autocast_enabled(device) or enabled for device, enabled, _ in self.autocast):
+        if not self.autocast and not torch._C._is_any_autocast_enabled():
             return nullcontext()
         stack = ExitStack()
-        for device, enabled, dtype in self.autocast:
+        wanted = {device: (enabled, dtype) for device, enabled, dtype in self.autocast}
+        for device in _devices():
+            enabled, dtype = wanted.get(device, (False, None))
             stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
         return stack
 
 
-def flatten(args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[Any]:
-    """The flattened inputs that a capture's leaves index."""
-    leaves: list[Any] = pytree.tree_leaves((args, kwargs, targets))
-    return leaves
+@cache
+def _devices() -> tuple[str, ...]:
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

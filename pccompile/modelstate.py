@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from operator import is_
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ from pccompile.capture.reads import (
 
 __all__ = ["ModelState"]
 
+_kind = attrgetter("dtype", "device", "shape", "requires_grad")
+
 
 class ModelState:
     """Modes, parameters, buffers and Python values of a model (and its loss) at one moment; equal states capture alike.
@@ -32,6 +36,7 @@ class ModelState:
         tensors: dtype, device, shape, requires_grad and ties of every parameter and buffer.
         python: attributes, hooks, globals and closures that the forward may read.
         learns: whether some parameter or buffer requires a gradient.
+        leaves: the parameters, buffers and constants that compiled programs read, by program, in this state.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
@@ -41,38 +46,30 @@ class ModelState:
         self.python: tuple[Hashable, ...] = python_key(model, loss_fn)
         self._hash = hash((self.modes, self.tensors, self.python))
         modules = modules_of(model, loss_fn)
-        dictionaries = dictionaries_of(modules)
-        self._empty = [d for d in dictionaries if not d]
-        self._dictionaries = [(d, list(d), list(d.values())) for d in dictionaries if d]
-        self._names = [(name, name.get()) for name in names_read(model, loss_fn)]
-        self._tensors = [
-            (t, t.dtype, t.device, t.shape, t.requires_grad)
-            for module in modules
-            for tensors in (module._parameters, module._buffers)
-            for t in tensors.values()
-            if t is not None
-        ]
-        self.learns = any(requires_grad for *_, requires_grad in self._tensors)
-        held = [value for _, value in self._names]
-        self._settled = all(map(is_settled, [*values_read(model, loss_fn), *held]))
+        self._dictionaries = dictionaries_of(modules)
+        self._sizes = list(map(len, self._dictionaries))
+        self._keys = list(chain.from_iterable(self._dictionaries))
+        self._values = list(chain.from_iterable(map(dict.values, self._dictionaries)))
+        self._names = names_read(model, loss_fn)
+        self._named = [name.get() for name in self._names]
+        kept = (t for m in modules for tensors in (m._parameters, m._buffers) for t in tensors.values())
+        self._tensors = [tensor for tensor in kept if tensor is not None]
+        self._kinds = list(map(_kind, self._tensors))
+        self.learns = any(tensor.requires_grad for tensor in self._tensors)
+        self.leaves: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        self._settled = all(map(is_settled, [*values_read(model, loss_fn), *self._named]))
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
-        if any(self._empty):
-            return False
-        for dictionary, keys, values in self._dictionaries:
-            if len(dictionary) != len(keys) or not all(map(is_, dictionary, keys)):
-                return False
-            if not all(map(is_, dictionary.values(), values)):
-                return False
-        for tensor, dtype, device, shape, requires_grad in self._tensors:
-            if tensor.dtype is not dtype or tensor.requires_grad is not requires_grad:
-                return False
-            if tensor.shape != shape or tensor.device != device:
-                return False
-        if not all(name.get() is value for name, value in self._names):
-            return False
-        return self._settled or python_key(self.model, self.loss_fn) == self.python
+        dictionaries = self._dictionaries
+        return (
+            list(map(len, dictionaries)) == self._sizes
+            and all(map(is_, chain.from_iterable(map(dict.values, dictionaries)), self._values))
+            and all(map(is_, chain.from_iterable(dictionaries), self._keys))
+            and list(map(_kind, self._tensors)) == self._kinds
+            and all(map(is_, [name.get() for name in self._names], self._named))
+            and (self._settled or python_key(self.model, self.loss_fn) == self.python)
+        )
 
     def __eq__(self, other: object) -> bool:
         if self is other:

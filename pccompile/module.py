@@ -8,23 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
 
 from pccompile.backends.run import Run
+from pccompile.call import Call, Loss
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
 from pccompile.capture.rehearse import initialise_lazy_modules
-from pccompile.compiled import Compiled, Execution, compile_captured, flatten
+from pccompile.compiled import Compiled, Execution, compile_captured
 from pccompile.errors import DoubleBackwardError, UsageError
 from pccompile.ir.grammar import Program
 from pccompile.losses import averages_over_batch
 from pccompile.modelstate import ModelState, is_tensor_that_learns
 from pccompile.rules import Rule
-from pccompile.variants import Variants, key_of_call
+from pccompile.variants import Variants
 from pccompile.verify import verify
 
 __all__ = ["PCModule", "as_arguments", "loss_among"]
-
-Loss = Callable[..., torch.Tensor]
 
 
 class PCModule(nn.Module):
@@ -83,10 +81,11 @@ class PCModule(nn.Module):
             CaptureError, ShapeError, NoDerivativeError: at the first call with inputs of this kind.
             UsageError: the rule needs the loss inside the program, and the model has none.
         """
-        state = self._learning_state(args, kwargs, (), None)
+        call = Call(self.model, None, args, kwargs)
+        state = self._learning_state(call)
         if state is None:
             return self.model(*args, **kwargs)
-        execution = self._execution(args, kwargs, (), None, state)
+        execution = self._execution(call, state)
         outputs = _call(execution, self._when_done)
         captured = execution.compiled.captured
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
@@ -104,20 +103,19 @@ class PCModule(nn.Module):
         Raises:
             UsageError: no loss_fn and the model returns no loss; or the rule trains through `step` only.
         """
-        args, kwargs = as_arguments(inputs)
-        targets = _as_targets(target)
-        state = self._learning_state(args, kwargs, targets, self.loss_fn)
+        call = Call(self.model, self.loss_fn, *as_arguments(inputs), _as_targets(target))
+        state = self._learning_state(call)
         if self.rule.name == "Incremental" and state is not None:
             raise UsageError(
                 "the incremental rule changes the parameters while it infers", cure="call pc.step(x, y, optimizer)"
             )
         if self.loss_fn is None:
-            outputs = self(*args, **kwargs)
+            outputs = self(*call.args, **call.kwargs)
             return loss_among(outputs)
         if state is None:
-            value: torch.Tensor = self.loss_fn(self.model(*args, **kwargs), *targets)
+            value: torch.Tensor = self.loss_fn(self.model(*call.args, **call.kwargs), *call.targets)
             return value
-        loss: torch.Tensor = _call(self._execution(args, kwargs, targets, self.loss_fn, state), self._when_done)[0]
+        loss: torch.Tensor = _call(self._execution(call, state), self._when_done)[0]
         return loss
 
     def step(self, inputs: Any, target: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -138,10 +136,9 @@ class PCModule(nn.Module):
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             return loss.detach()
-        args, kwargs = as_arguments(inputs)
         targets = () if self.loss_fn is None else _as_targets(target)
-        execution = self._execution(args, kwargs, targets, self.loss_fn)
-        execution.run.optimizer_step = optimizer.step
+        execution = self._execution(Call(self.model, self.loss_fn, *as_arguments(inputs), targets))
+        execution.run.parameters, execution.run.optimizer_step = execution.sources, optimizer.step
         with torch.no_grad():
             loss = execution.feed_forward()[0]
             execution.infer([torch.ones_like(loss)], keep=False)
@@ -164,11 +161,22 @@ class PCModule(nn.Module):
             )
         return self._latest.program
 
+    @property
+    def code(self) -> str:
+        """The Python that ran last: `program.code`, or what the back end made of it.
+
+        Raises:
+            UsageError: nothing has been compiled yet.
+        """
+        program = self.program
+        assert self._latest is not None
+        code: str = getattr(self._latest.backend, "code", program.code)
+        return code
+
     def prepare(self, inputs: Any, target: Any = None) -> Program:
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
-        args, kwargs = as_arguments(inputs)
         targets = _as_targets(target)
-        self._execution(args, kwargs, targets, self.loss_fn if targets else None)
+        self._execution(Call(self.model, self.loss_fn if targets else None, *as_arguments(inputs), targets))
         return self.program
 
     # The model's own ------------------------------------------------------------------------------------------------
@@ -205,81 +213,66 @@ class PCModule(nn.Module):
 
     # Compilation ----------------------------------------------------------------------------------------------------
 
-    def _learning_state(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...], loss_fn: Loss | None
-    ) -> ModelState | None:
+    def _learning_state(self, call: Call) -> ModelState | None:
         """The model's state if there is something to learn in this call."""
         if not torch.is_grad_enabled():
             return None
-        state = self._model_state(args, kwargs, loss_fn)
-        learns = state.learns or any(map(is_tensor_that_learns, flatten(args, kwargs, targets)))
-        return state if learns else None
+        state = self._model_state(call)
+        return state if state.learns or any(map(is_tensor_that_learns, call.flat)) else None
 
-    def _model_state(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss_fn: Loss | None) -> ModelState:
-        state = self._states.get(loss_fn is None)
+    def _model_state(self, call: Call) -> ModelState:
+        state = self._states.get(call.loss_fn is None)
         if state is None or not state.holds():
-            initialise_lazy_modules(self.model, args, kwargs)
-            state = self._states[loss_fn is None] = ModelState(self.model, loss_fn)
+            initialise_lazy_modules(self.model, call.args, call.kwargs)
+            state = self._states[call.loss_fn is None] = ModelState(self.model, call.loss_fn)
         return state
 
-    def _execution(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        targets: tuple[Any, ...],
-        loss_fn: Loss | None,
-        state: ModelState | None = None,
-    ) -> Execution:
-        kwargs = dict(sorted(kwargs.items()))
-        flat, structure = pytree.tree_flatten((args, kwargs, targets))
-        state = state or self._model_state(args, kwargs, loss_fn)
-        compiled = self._variant(args, kwargs, targets, loss_fn, state, flat, structure)
-        run = Run(self.rule, record_energies=self.record_energies)
-        execution = Execution(compiled, run, self.model, loss_fn, flat)
-        run.parameters = execution.sources
+    def _execution(self, call: Call, state: ModelState | None = None) -> Execution:
+        state = state or self._model_state(call)
+        compiled = self.__dict__["_latest"] = self._variant(call, state)
+        if compiled not in state.leaves:
+            state.leaves[compiled] = compiled.held_leaves(self.model, call.loss_fn)
+        run = Run(self.rule, kinds=call.kinds, record_energies=self.record_energies)
+        execution = Execution(compiled, run, self.model, call.loss_fn, call.flat, state.leaves[compiled])
         if self.recorder is not None:
-            execution = self.recorder.watched(execution, args, kwargs, targets)
+            execution = self.recorder.watched(execution, call)
         return execution
 
-    def _variant(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        targets: tuple[Any, ...],
-        loss_fn: Loss | None,
-        state: ModelState,
-        flat: list[Any],
-        structure: pytree.TreeSpec,
-    ) -> Compiled:
-        """The compiled program for a call of this kind, from the cache or made now; kwargs are sorted by name."""
+    def _variant(self, call: Call, state: ModelState) -> Compiled:
+        """The compiled program for a call of this kind, from the cache or made now."""
         opens = self._opens()
+        observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
 
         def trace() -> Captured:
-            method, dynamic = self.capture_method, self.dynamic
-            captured = capture(self.model, loss_fn, args, kwargs, targets, method, dynamic, opens)
-            if loss_fn is not None:
-                captured.mean_loss = averages_over_batch(loss_fn, captured.example_outputs, targets)
+            captured = capture(
+                self.model,
+                call.loss_fn,
+                call.args,
+                dict(sorted(call.kwargs.items())),
+                call.targets,
+                self.capture_method,
+                self.dynamic,
+                opens,
+            )
+            if call.loss_fn is not None:
+                captured.mean_loss = averages_over_batch(call.loss_fn, captured.example_outputs, call.targets)
             captured.example_outputs = None
             return captured
 
         def build(captured: Captured) -> Compiled:
-            wanted = self._wanted(captured, flat, loss_fn)
+            values = {
+                node: leaf_value(leaf, self.model, call.loss_fn, call.flat) for node, leaf in captured.leaves.items()
+            }
+            wanted = [node for node, value in values.items() if is_tensor_that_learns(value)]
             compiled = compile_captured(
                 captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend
             )
             if self.verify:
-                verify(compiled, self.rule, self.model, loss_fn, args, kwargs, targets)
+                verify(compiled, self.rule, call)
             return compiled
 
-        key = key_of_call(state, loss_fn is not None, opens, flat, structure)
-        observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
         options = _structure(self.rule), self.vertices, observed, self.backend
-        self._latest = self._variants.find(self.model, key, options, trace, build)
-        return self._latest
-
-    def _wanted(self, captured: Captured, flat: list[Any], loss_fn: Loss | None) -> list[str]:
-        values = {node: leaf_value(leaf, self.model, loss_fn, flat) for node, leaf in captured.leaves.items()}
-        return [node for node, value in values.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+        return self._variants.find(state, call, opens, options, trace, build)
 
     def _opens(self) -> bool:
         """Whether recurrent networks, cells and attention are opened: asked for, or the rule's result depends on it."""
@@ -293,9 +286,8 @@ class PCModule(nn.Module):
 
     def _around_own_loss(self, loss: torch.Tensor, execution: Execution) -> list[Any]:
         captured = execution.compiled.captured
-        values = execution.values()
         return [
-            loss if name == captured.loss else constant if name is None else values.get(name)
+            loss if name == captured.loss else constant if name is None else execution.value(name)
             for name, constant in zip(captured.outputs, captured.constants, strict=True)
         ]
 
@@ -312,7 +304,9 @@ class _Sweep(torch.autograd.Function):
     ) -> Any:
         ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)  # an output that nobody read has no gradient, rather than a gradient of zero
-        return tuple(value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked)
+        tracked = [value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked]
+        # an alias, for autograd hangs this node, and with it the execution, on what is returned: a cycle never freed
+        return tuple(value if value.requires_grad else value.detach() for value in tracked)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: torch.Tensor | None) -> Any:  # type: ignore[override]
@@ -341,8 +335,7 @@ def _as_targets(target: Any) -> tuple[Any, ...]:
 
 
 def _call(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
-    with torch.no_grad():
-        outputs = execution.feed_forward()
+    outputs = execution.feed_forward()
     if not any(execution.tracked):
         return outputs
     linked = iter(_Sweep.apply(execution, outputs, done, *execution.sources.values()))

@@ -35,9 +35,9 @@ def compare(value: Value, prediction: Value, free: tuple[bool, ...]) -> Value:
     )
 
 
-def negative(value: Value) -> Value:
-    """-value, component by component."""
-    return tuple(None if part is None else -part for part in value)
+def negative(value: Value | None) -> Value | None:
+    """-value, component by component; None stands for zero."""
+    return None if value is None else tuple(None if part is None else -part for part in value)
 
 
 def relax(error: Value | None, step_size: float, *contributions: Value | None) -> Value | None:

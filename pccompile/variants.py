@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from pccompile.call import Call
 from pccompile.capture import Captured, Shape
 from pccompile.capture.reads import sharing_key, tensors_key
 from pccompile.compiled import Compiled
 from pccompile.modelstate import ModelState
 
-__all__ = ["Key", "Variants", "key_of_call"]
+__all__ = ["Variants"]
 
 logger = logging.getLogger("pccompile")
 
@@ -25,8 +25,7 @@ KEPT_CAPTURES = 32
 KEPT_CALLS = 1024
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What a capture depends on.
 
     Attributes:
@@ -42,7 +41,7 @@ class Key:
 
     loss: bool
     opens: bool
-    structure: pytree.TreeSpec
+    structure: Hashable
     values: tuple[Hashable, ...]
     shapes: tuple[Shape, ...]
     sharing: tuple[Hashable, ...]
@@ -51,25 +50,45 @@ class Key:
 
     def differs_in_shapes_only(self, other: Key) -> bool:
         """Whether the other key is of the same kind of call, at other sizes."""
-        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "shapes")
+        return self._replace(shapes=other.shapes) == other
 
 
-def key_of_call(state: ModelState, with_loss: bool, opens: bool, flat: list[Any], structure: pytree.TreeSpec) -> Key:
-    """The key of one call of a model, in the present autocast state.
+class _Signature(NamedTuple):
+    """A call as exactly as is quick to tell: equal signatures have equal keys."""
 
-    Args:
-        flat, structure: the arguments and targets, flattened.
-    """
+    loss: bool
+    opens: bool
+    structure: Hashable
+    kinds: tuple[Hashable, ...]
+    sharing: tuple[Hashable, ...]
+    model: ModelState
+    autocast: tuple[Hashable, ...]
+
+
+def _signature(state: ModelState, call: Call, opens: bool) -> _Signature:
+    autocast = _autocast() if torch._C._is_any_autocast_enabled() else ()
+    return _Signature(
+        call.loss_fn is not None, opens, call.structure, call.kinds, sharing_key(call.flat), state, autocast
+    )
+
+
+def key_of_call(state: ModelState, call: Call, opens: bool) -> Key:
+    """The key of one call of a model, in the present autocast state."""
+    flat = call.flat
     return Key(
-        with_loss,
+        call.loss_fn is not None,
         opens,
-        structure,
-        tuple(_kind(value) for value in flat),
-        tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else None for value in flat),
+        call.structure,
+        tuple([_kind(value) for value in flat]),
+        tuple([value.shape if isinstance(value, torch.Tensor) else None for value in flat]),
         sharing_key(flat),
         state,
-        tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+        _autocast(),
     )
+
+
+def _autocast() -> tuple[Hashable, ...]:
+    return tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
 
 
 @dataclass
@@ -84,29 +103,36 @@ class Variants:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
-        self._calls: OrderedDict[Key, _Entry] = OrderedDict()  # keys that have been matched with an entry before
+        self._calls: OrderedDict[_Signature, _Entry] = OrderedDict()  # calls that were matched with an entry before
         self._warned = False
 
     def find(
         self,
-        model: nn.Module,
-        key: Key,
+        state: ModelState,
+        call: Call,
+        opens: bool,
         options: Hashable,
         trace: Callable[[], Captured],
         build: Callable[[Captured], Compiled],
     ) -> Compiled:
-        """The compiled program for a key and options, made now if there is none.
+        """The compiled program for a call and options, made now if there is none.
 
         Args:
+            state: the state of the call's model.
+            opens: whether recurrent networks and attention are opened.
+            options: what else of the program somebody chose.
             trace: captures the model.
             build: compiles what was captured.
         """
-        entry = self._calls.get(key) or self._matching(key) or self._capture(model, key, trace)
-        self._calls[key] = entry
-        self._calls.move_to_end(key)
+        signature = _signature(state, call, opens)
+        entry = self._calls.get(signature)
+        if entry is None:
+            key = key_of_call(state, call, opens)
+            entry = self._calls[signature] = self._matching(key) or self._capture(call.model, key, trace)
+            if len(self._calls) > KEPT_CALLS:
+                self._calls.popitem(last=False)
+        self._calls.move_to_end(signature)
         self._entries.move_to_end(entry.key)
-        if len(self._calls) > KEPT_CALLS:
-            self._calls.popitem(last=False)
         if options not in entry.compiled:
             entry.compiled[options] = build(entry.captured)
         return entry.compiled[options]
@@ -131,7 +157,7 @@ class Variants:
 
     def _evict(self, name: str) -> None:
         _, gone = self._entries.popitem(last=False)
-        self._calls = OrderedDict((key, entry) for key, entry in self._calls.items() if entry is not gone)
+        self._calls = OrderedDict((call, entry) for call, entry in self._calls.items() if entry is not gone)
         if not self._warned:
             self._warned = True
             logger.warning(

@@ -19,12 +19,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pccompile.backends.run import Run
+from pccompile.call import Call, Loss
 from pccompile.capture import Captured, Leaf, leaf_value, place_of
 from pccompile.capture.rehearse import rehearsal, with_line
 from pccompile.capture.state import PythonState
 from pccompile.capture.structure import Structure
 from pccompile.capture.watch import refuse_custom_functions
-from pccompile.compiled import Compiled, Execution, flatten
+from pccompile.compiled import Compiled, Execution
 from pccompile.errors import Place, ReplayError
 from pccompile.ir.grammar import Kind
 from pccompile.rules import Rule
@@ -36,22 +37,14 @@ _TOLERANCE_OF_FLOAT32 = 1e-3
 _FLOOR = 1e-2  # what is this much smaller than the largest of its kind is compared with that: it may be rounding
 
 
-def verify(
-    compiled: Compiled,
-    rule: Rule,
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-) -> None:
+def verify(compiled: Compiled, rule: Rule, call: Call) -> None:
     """Run the model and the program once each, from the same state, and compare.
 
     Raises:
         ReplayError: names the first output, buffer, input or parameter that differs.
         PythonStateError: the forward changes the Python state, as it did not while it was captured.
     """
-    replay = _Replay(compiled, rule, model, loss_fn, args, kwargs, targets)
+    replay = _Replay(compiled, rule, call)
     theirs = replay.of_model()
     found = _first_difference(replay.of_program(theirs.gradients is not None), theirs, replay.tolerance)
     if found is None:
@@ -74,23 +67,23 @@ class _Result:
 class _Replay:
     compiled: Compiled
     rule: Rule
-    model: nn.Module
-    loss_fn: Callable[..., torch.Tensor] | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    targets: tuple[Any, ...]
+    call: Call
+
+    @property
+    def model(self) -> nn.Module:
+        return self.call.model
+
+    @property
+    def loss_fn(self) -> Loss | None:
+        return self.call.loss_fn
 
     @property
     def captured(self) -> Captured:
         return self.compiled.captured
 
     @cached_property
-    def flat(self) -> list[Any]:
-        return flatten(self.args, self.kwargs, self.targets)
-
-    @cached_property
     def tracked(self) -> list[bool]:
-        return self._execution(self.flat).tracked
+        return self._execution(self.call.flat).tracked
 
     @cached_property
     def tolerance(self) -> float:
@@ -100,10 +93,9 @@ class _Replay:
 
     def of_model(self) -> _Result:
         """One step of the model itself."""
-        given = _detached(self.flat)
+        given = _detached(self.call.flat)
         inputs = _each(given, torch.clone)  # what requires a gradient must not be a leaf if it is written into
-        spec = pytree.tree_structure((self.args, self.kwargs, self.targets))
-        args, kwargs, targets = pytree.tree_unflatten(inputs, spec)
+        args, kwargs, targets = self.call.rebuilt(inputs)
 
         def run() -> Any:
             outputs = self.model(*args, **kwargs)
@@ -127,11 +119,10 @@ class _Replay:
 
     def of_program(self, with_gradients: bool) -> _Result:
         """One step of the program."""
-        inputs = _each(_detached(self.flat), lambda t: t.detach().clone().requires_grad_(t.requires_grad))
+        inputs = _each(_detached(self.call.flat), lambda t: t.detach().clone().requires_grad_(t.requires_grad))
         with self._rehearsal():
             execution = self._execution(inputs)
-            with torch.no_grad():
-                outputs = execution.feed_forward()
+            outputs = execution.feed_forward()
             inside = self.captured.loss is not None
             parts = {"the loss": outputs[0]} if inside else _parts_of(self.captured.rebuild(outputs))
             result = _Result(self._values(parts, self.tracked, inputs))
@@ -158,10 +149,12 @@ class _Replay:
     # Parts --------------------------------------------------------------------------------------------------------
 
     def _execution(self, inputs: list[Any]) -> Execution:
-        return Execution(self.compiled, Run(self.rule), self.model, self.loss_fn, inputs)
+        return Execution(self.compiled, Run(self.rule, self.call.kinds), self.model, self.loss_fn, inputs)
 
     def _rehearsal(self) -> AbstractContextManager[PythonState]:
-        written = [leaf_value(effect.leaf, self.model, self.loss_fn, self.flat) for effect in self.captured.effects]
+        written = [
+            leaf_value(effect.leaf, self.model, self.loss_fn, self.call.flat) for effect in self.captured.effects
+        ]
         return rehearsal(self.model, self.loss_fn, written)
 
     def _parts(self, outputs: Any) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,28 +18,83 @@ from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import ProgramError
 from pccompile.ir.grammar import Action, Kind, Program
 from pccompile.lowering import Lowered, lower, results_of
+from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
 from pccompile.updates import negative
 
-__all__ = ["AtenBackend", "as_it_is"]
+__all__ = ["AtenBackend", "Compile", "Executable", "as_it_is"]
 
 logger = logging.getLogger("pccompile")
 
-Compile = Callable[[fx.GraphModule], Callable[[list[Any]], Any]]
+
+@dataclass(frozen=True)
+class Executable:
+    """A flat graph made ready: a function from the list of inputs, which it empties, to the outputs; and its source."""
+
+    call: Callable[[list[Any]], Any]
+    code: str
 
 
-def as_it_is(module: fx.GraphModule) -> Callable[[list[Any]], Any]:
+Compile = Callable[[FlatPiece], Executable]
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def as_it_is(piece: FlatPiece) -> Executable:
     """Run a flat graph's own Python."""
-    function: Callable[[list[Any]], Any] = module.forward
-    return function
+    graph = copy.deepcopy(piece.module.graph)
+    carried = set(piece.inputs) & set(piece.outputs) if piece.loop else set()
+    direct(graph, [node for node in graph.find_nodes(op="placeholder") if node.target in carried])
+    graph.lint()
+    module = fx.GraphModule({}, graph, piece.name)
+    return Executable(module.forward, module.code.strip().replace("def forward(", f"def {piece.name}(", 1))
 
 
 @dataclass
 class _Stage:
+    """A piece that runs.
+
+    Attributes:
+        executable: takes the tensors of `piece.inputs` and gives those of `piece.outputs`.
+        last_reads: the inputs that nothing after this stage reads.
+    """
+
     piece: FlatPiece
-    call: Callable[[list[Any]], Any]
-    last_reads: tuple[bool, ...] = ()  # for each input, whether nothing after this stage reads it
+    executable: Executable
+    last_reads: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        piece, self._call = self.piece, self.executable.call
+        self._given = _getter(piece.inputs)
+        self.gradients = {
+            name: parts[0]
+            for (kind, name), parts in piece.results.items()
+            if kind == "gradient" and parts is not None and isinstance(parts[0], Key)
+        }
+        self._results = [(q, parts) for q, parts in piece.results.items() if q[0] != "gradient"]
+
+    def run(self, tensors: dict[str, Any], release: bool) -> None:
+        """Bring the tensors up to date; those that nothing reads afterwards are let go while it runs, on request."""
+        given = list(self._given(tensors))
+        if release:
+            for key in self.last_reads:
+                del tensors[key]
+        with _BelowAutograd():
+            found = self._call(given)
+        tensors.update(zip(self.piece.outputs, found, strict=True))
+
+    def results(self, tensors: Mapping[str, Any], state: State) -> None:
+        """Write the quantities it brought up to date, beside gradients, into a state."""
+        for quantity, parts in self._results:
+            state[quantity] = _filled(parts, tensors)
+
+
+def _getter(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """Reads several keys of a mapping at once."""
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return lambda mapping: tuple(mapping[key] for key in keys)
 
 
 @dataclass
@@ -48,6 +105,10 @@ class _Plan:
     prediction: _Stage
     sweeps: dict[Hashable, _Sweep]
 
+    def __post_init__(self) -> None:
+        self.keys = tuple(self.expansion.keys.items())
+        self.scalars = self.expansion.scalars
+
 
 @dataclass
 class _Sweep:
@@ -56,6 +117,9 @@ class _Sweep:
     stages: list[_Stage]
     keys: dict[str, tuple[str | None, ...]]
     layouts: dict[str, tuple[Any, ...]]
+
+    def __post_init__(self) -> None:
+        self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}
 
     def enter(self, errors: Mapping[str, Value]) -> dict[str, torch.Tensor]:
         """The errors by key."""
@@ -83,10 +147,18 @@ class AtenBackend:
         self.lowered: Lowered = lower(program)
         self.infers = any(action is Action.INFER for action, _ in program.updates)
         self.needed = results_of(program)
-        self.inputs = [v.name for v in program.vertices if v.kind is Kind.INPUT]
         self.eager: EagerBackend | None = None
         self.plans: dict[Hashable, _Plan | None] = {}
         self.fragments: dict[Hashable, Fragment] = {}
+
+    @property
+    def code(self) -> str:
+        """What runs, as Python, for the inputs seen last."""
+        plan = next(reversed(self.plans.values()), None)
+        if plan is None:
+            return self.lowered.code
+        stages = [plan.prediction, *(stage for sweep in plan.sweeps.values() for stage in sweep.stages)]
+        return "\n\n".join(stage.executable.code for stage in stages) + "\n"
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -94,64 +166,61 @@ class AtenBackend:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
         plan = self._plan(run, clamped)
         if plan is None:
-            return self._eager().feed_forward(run, dict(clamped))
-        state: State = {("value", name): value for name, value in clamped.items()}
-        tensors: dict[str, Any] = {key: clamped[name][0] for name, key in plan.expansion.keys.items()}
-        tensors |= self._scalars(run, plan)
-        self._execute(plan.prediction, tensors, state, keep=True)
-        state["plan", ""], state["tensors", ""] = plan, tensors
+            found: State = self._eager().feed_forward(run, clamped)
+            return found
+        tensors: dict[str, Any] = {key: clamped[name][0] for name, key in plan.keys}
+        if plan.scalars:
+            tensors |= self._scalars(run, plan)
+        with torch.enable_grad():  # some operators keep what their derivative needs only then
+            plan.prediction.run(tensors, release=False)
+        state: State = {("plan", ""): plan, ("tensors", ""): tensors}
+        plan.prediction.results(tensors, state)
         return state
 
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run the error sweep; see `EagerBackend.infer`."""
         plan: _Plan | None = state.get(("plan", ""))
         if plan is None:
-            return self._eager().infer(run, state, outputs, keep)
+            gradients: dict[str, Value] = self._eager().infer(run, state, outputs, keep)
+            return gradients
         tensors: dict[str, Any] = state["tensors", ""]
         if keep:
             state, tensors = dict(state), dict(tensors)
-        tensors |= self._scalars(run, plan)
-        errors = {name: d if self.lowered.negated else negative(d) for name, d in outputs.items()}
+        if plan.scalars:
+            tensors |= self._scalars(run, plan)
+        errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
         sweep = self._sweep(plan, errors)
         tensors |= sweep.enter(errors)
-        steps = run.rule.steps
-        for stage in sweep.stages:
-            piece = stage.piece
-            rounds = range(piece.span.start.at(steps), piece.span.stop.at(steps)) if piece.loop else range(1)
-            for _ in rounds:
-                if piece.loop and run.settled():
-                    break
-                self._execute(stage, tensors, state, keep or piece.loop)
-                self._after_step(run, state, piece, tensors)
+        with torch.enable_grad():
+            for stage in sweep.stages:
+                self._run(run, stage, tensors, state, keep)
         if self.infers:
             run.check_finite(self.program, state)
-        return {name: value for (kind, name), value in state.items() if kind == "gradient" and value is not None}
+        return {name: (tensors[key],) for name, key in sweep.gradients.items()}
 
-    def _execute(self, stage: _Stage, tensors: dict[str, Any], state: State, keep: bool) -> None:
+    def _run(self, run: Run, stage: _Stage, tensors: dict[str, Any], state: State, keep: bool) -> None:
         piece = stage.piece
-        if keep:
-            given = [tensors[key] for key in piece.inputs]
-        else:
-            given = [
-                tensors.pop(key) if last else tensors[key]
-                for key, last in zip(piece.inputs, stage.last_reads, strict=True)
-            ]
-        with torch.enable_grad():  # nothing here requires grad; but some operators keep what they need only so
-            found = stage.call(given)
-        tensors.update(zip(piece.outputs, found, strict=True))
-        for quantity, parts in piece.results.items():
-            state[quantity] = _filled(parts, tensors)
+        if not piece.loop:
+            stage.run(tensors, not keep)
+            self._after_step(run, stage, tensors, state)
+            return
+        for _ in range(piece.span.start.at(run.rule.steps), piece.span.stop.at(run.rule.steps)):
+            if run.settled():
+                break
+            stage.run(tensors, False)
+            self._after_step(run, stage, tensors, state)
 
-    def _after_step(self, run: Run, state: State, piece: FlatPiece, tensors: dict[str, Any]) -> None:
-        for parameter, key in piece.descents:
+    def _after_step(self, run: Run, stage: _Stage, tensors: dict[str, Any], state: State) -> None:
+        stage.results(tensors, state)
+        for parameter, key in stage.piece.descents:
             run.descend(parameter, None if key is None else (tensors[key],))
         run.end_step()
-        if self.infers and run.records and piece.compares:
+        if self.infers and run.records and stage.piece.compares:
             run.energies.append(energy(self.program, run, state))
 
     def _scalars(self, run: Run, plan: _Plan) -> dict[str, Any]:
         found = {}
-        for key, (name, *args) in plan.expansion.scalars.items():
+        for key, (name, *args) in plan.scalars.items():
             value = getattr(run, name)
             found[key] = value(*args) if args else value
         return found
@@ -165,9 +234,7 @@ class AtenBackend:
 
     def _plan(self, run: Run, clamped: Mapping[str, Value]) -> _Plan | None:
         """The program written out for inputs of these sizes; None where that is not possible."""
-        optimizer = value_optimizer(run.rule)
-        options = (optimizer.kind, optimizer.momentum, optimizer.betas, optimizer.epsilon)
-        key = (options, self._loops(run), *(_kind(clamped[name][0]) for name in self.inputs))
+        key = (self._options(run), run.kinds)
         if key not in self.plans:
             try:
                 self.plans[key] = self._write(run, clamped)
@@ -175,6 +242,13 @@ class AtenBackend:
                 logger.info("the eager back end runs this program: %s", reason)
                 self.plans[key] = None
         return self.plans[key]
+
+    def _options(self, run: Run) -> Hashable:
+        """What of a rule is written into the graphs."""
+        if not any(piece.loop for piece in self.lowered.error_sweep):
+            return None
+        optimizer = value_optimizer(run.rule)
+        return optimizer.kind, optimizer.momentum, optimizer.betas, optimizer.epsilon, self._loops(run)
 
     def _loops(self, run: Run) -> bool:
         steps = run.rule.steps
@@ -233,12 +307,12 @@ class AtenBackend:
         later: set[str] = set()
         for stage in reversed(stages):
             later.update(key for parts in stage.piece.results.values() for key in parts or () if isinstance(key, Key))
-            stage.last_reads = tuple(key not in later for key in stage.piece.inputs)
+            stage.last_reads = tuple(key for key in stage.piece.inputs if key not in later)
             later.update(stage.piece.inputs)
         return stages
 
     def _stage(self, piece: FlatPiece) -> _Stage:
-        return _Stage(piece, self.compile_graph(piece.module))
+        return _Stage(piece, self.compile_graph(piece))
 
 
 def _mask(errors: Mapping[str, Value]) -> Hashable:
@@ -247,12 +321,6 @@ def _mask(errors: Mapping[str, Value]) -> Hashable:
 
 def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device).copy_(part)
-
-
-def _kind(value: Any) -> Hashable:
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__, repr(value)
-    return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
 
 
 def _filled(parts: tuple[Any, ...] | None, tensors: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -30,6 +30,7 @@ class EagerBackend:
         self.error_sweep = [(piece, piece.bind(functions)) for piece in self.lowered.error_sweep]
         self.infers = any(action is Action.INFER for action, _ in program.updates)
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once.
 
@@ -43,6 +44,7 @@ class EagerBackend:
         self._execute(self.lowered.prediction_sweep, self.prediction_sweep, run, state)
         return state
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run the error sweep; returns dF/dtheta by clamped vertex.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from pccompile.backends.run import Run, State, energy
 from pccompile.derivatives import Linearisation, LocalFunction, Value
 from pccompile.ir.evaluate import Evaluator
@@ -66,12 +68,14 @@ class LiteralBackend:
         self.program, self.functions = program, functions
         self.infers = any(action is Action.INFER for action, _ in program.updates) and program.rule != "ZIL"
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
         evaluator = self._evaluator(run)
         evaluator.feed_forward(clamped)
         return _state(evaluator)
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run everything after the feed-forward pass; see `EagerBackend.infer`. The local graphs are always kept."""
         evaluator = self._evaluator(run)

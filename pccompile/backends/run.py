@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Run:
 
     Attributes:
         rule: the rule, for its scalars.
+        kinds: the kinds of the flattened inputs (`Call.kinds`).
         parameters: the live parameters by vertex name (for the parameter steps of the incremental rule).
         optimizer_step: takes one step of the parameters' optimizer; only the incremental rule needs it.
         loss_scale: how many samples the loss is the mean of: inference descends loss_scale * L + sum |e|^2 / 2.
@@ -39,6 +40,7 @@ class Run:
     """
 
     rule: Rule
+    kinds: Hashable = ()
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimizer_step: Callable[[], Any] | None = None
     loss_scale: float = 1.0

@@ -146,9 +146,11 @@ def items_of(value: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
 
 def sharing_key(inputs: list[Any]) -> tuple[tuple[int, int], ...]:
     """Which of the input tensors are one and the same, and which share memory: the positions of the first of each."""
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    if len(tensors) < 2:
+        return ()
     same: dict[int, int] = {}
     shared: dict[int, int] = {}
-    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     return tuple((same.setdefault(id(t), i), shared.setdefault(_memory(t) or -1 - i, i)) for i, t in enumerate(tensors))
 
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pccompile.backends.literal import LiteralBackend, TorchSemantics
 from pccompile.backends.run import Run
+from pccompile.call import Call
 from pccompile.compiled import Compiled, Execution
 from pccompile.derivatives import LocalFunction, Value, local_functions
 from pccompile.errors import UsageError
@@ -100,15 +101,13 @@ class Recording:
 
         to_tensorboard(self, writer)
 
-    def watched(
-        self, execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]
-    ) -> WatchedExecution:
+    def watched(self, execution: Execution, call: Call) -> WatchedExecution:
         """An execution that does the same on the same inputs and is written down here."""
         compiled, run, model, loss_fn = execution.compiled, execution.run, execution.model, execution.loss_fn
 
         def reference() -> list[Any]:
-            outputs = model(*args, **kwargs)
-            flat: list[Any] = [loss_fn(outputs, *targets)] if loss_fn is not None else pytree.tree_leaves(outputs)
+            outputs = model(*call.args, **call.kwargs)
+            flat: list[Any] = [loss_fn(outputs, *call.targets)] if loss_fn is not None else pytree.tree_leaves(outputs)
             return flat
 
         key = id(compiled)

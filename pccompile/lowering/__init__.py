@@ -68,8 +68,10 @@ def lower(program: Program) -> Lowered:
     for number, (span, emitter) in reversed(list(enumerate(emitters, start=1))):
         name = "error_sweep" if len(emitters) == 1 else f"error_sweep_{number}"
         pieces.append(emitter.finish(name, span, needed))
+        if not emitter.loop and not program.observed:
+            needed -= set(pieces[-1].writes)
         needed |= set(pieces[-1].reads)
-    sweep = prediction.finish("prediction_sweep", Span.steps(0, 1), needed)
+    sweep = prediction.finish("prediction_sweep", Span.steps(0, 1), needed | results_of(program))
     return Lowered(program, sweep, tuple(reversed(pieces)), negated)
 
 

@@ -1,14 +1,17 @@
-"""PyTorch's own functions for ATen operators: the same computation, called in half the time from Python.
+"""Flat graphs for Python's own interpreter: fewer calls, each by its fastest name, writing where nothing reads again.
 
-Only bindings generated from the operator's own schema are here, so positions and names of arguments agree.
+The results are the same to the last bit. `DIRECT` names PyTorch's own functions for ATen operators, which are called in
+half the time; only bindings generated from the operator's own schema are there, so arguments agree.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from torch import fx
 
-__all__ = ["DIRECT"]
+__all__ = ["direct"]
 
 _aten = torch.ops.aten
 
@@ -48,3 +51,127 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     _aten.unsqueeze.default: torch.unsqueeze,
     _aten.view.default: torch.Tensor.view,
 }
+
+_IN_PLACE: dict[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: torch.Tensor.add_,
+    _aten.div.Tensor: torch.Tensor.div_,
+    _aten.exp.default: torch.exp_,
+    _aten.mul.Tensor: torch.Tensor.mul_,
+    _aten.neg.default: torch.neg_,
+    _aten.relu.default: torch.relu_,
+    _aten.sigmoid.default: torch.sigmoid_,
+    _aten.sub.Tensor: torch.Tensor.sub_,
+    _aten.tanh.default: torch.tanh_,
+    operator.add: torch.Tensor.add_,
+    operator.mul: torch.Tensor.mul_,
+    operator.neg: torch.neg_,
+    operator.sub: torch.Tensor.sub_,
+    torch.add: torch.Tensor.add_,
+}
+_COMMUTES = (_aten.add.Tensor, _aten.mul.Tensor, operator.add, operator.mul)
+_MAY_BE_ALIAS = frozenset(
+    [
+        operator.getitem,
+        _aten._reshape_alias.default,
+        _aten._to_copy.default,
+        _aten._unsafe_view.default,
+        _aten.contiguous.default,
+        _aten.lift_fresh_copy.default,
+        _aten.reshape.default,
+    ]
+)
+
+
+def direct(graph: fx.Graph, owned: Collection[fx.Node] = ()) -> None:
+    """Rewrite a flat graph in place.
+
+    Args:
+        owned: placeholders that may be written into.
+    """
+    _fold_transposes_into_linear(graph)
+    _sum_without_the_dimensions(graph)
+    _write_in_place(graph, owned)
+    for node in graph.nodes:
+        node.target = DIRECT.get(node.target, node.target)
+
+
+def _fold_transposes_into_linear(graph: fx.Graph) -> None:
+    """addmm(b, x, t(W)) -> linear(x, W, b)."""
+    for node in list(graph.nodes):
+        if node.target is not _aten.addmm.default or node.kwargs or len(node.args) != 3:
+            continue
+        bias, x, transposed = node.args
+        if transposed.target is _aten.t.default and bias.meta["val"].dim() == 1:
+            node.target, node.args = torch._C._nn.linear, (x, transposed.args[0], bias)
+            if not transposed.users:
+                graph.erase_node(transposed)
+
+
+def _sum_without_the_dimensions(graph: fx.Graph) -> None:
+    """view(sum(e, dimensions, keepdim=True)) -> sum(e, dimensions)."""
+    for node in list(graph.nodes):
+        if node.target is not _aten.view.default:
+            continue
+        total = node.args[0]
+        if total.target is not _aten.sum.dim_IntList or len(total.users) > 1 or total.args[2:] != (True,):
+            continue
+        before, dimensions = total.args[0].meta["val"], {d % total.args[0].meta["val"].dim() for d in total.args[1]}
+        if total.kwargs or list(node.args[1]) != [n for d, n in enumerate(before.shape) if d not in dimensions]:
+            continue
+        node.target, node.args = _aten.sum.dim_IntList, (total.args[0], total.args[1])
+        graph.erase_node(total)
+
+
+def _write_in_place(graph: fx.Graph, owned: Collection[fx.Node]) -> None:
+    """An elementwise result goes where an operand was, if the graph made that operand and nothing reads it again."""
+    origin: dict[fx.Node, fx.Node] = {}  # the node that allocated what a node's value lies in
+    last: dict[fx.Node, int] = {}  # where what a node allocated is read last
+    for position, node in enumerate(graph.nodes):
+        origin[node] = origin[node.all_input_nodes[0]] if _may_be_alias(node) and node.all_input_nodes else node
+        for parent in node.all_input_nodes:
+            last[origin[parent]] = position
+    for position, node in enumerate(graph.nodes):
+        operand = _operand(node)
+        candidates = [operand] if operand is not None else []
+        if node.target in _COMMUTES and operand is not None and isinstance(node.args[1], fx.Node) and not node.kwargs:
+            candidates.append(node.args[1])
+        for candidate in candidates:
+            if _may_hold(candidate, node, origin, owned) and last[origin[candidate]] == position:
+                if candidate is not operand:
+                    node.args = (candidate, operand)
+                node.target = _IN_PLACE[node.target]
+                origin[node] = origin[candidate]
+                last[origin[node]] = last.get(node, position)
+                break
+
+
+def _may_hold(candidate: fx.Node, node: fx.Node, origin: dict[fx.Node, fx.Node], owned: Collection[fx.Node]) -> bool:
+    """Whether a node's result fits into the memory of one of its operands, which is all of what the graph allocated."""
+    allocated = origin[candidate]
+    others = [parent for parent in node.all_input_nodes if parent is not candidate]
+    if any(origin[other] is allocated for other in others) or not _same_kind(candidate, node):
+        return False
+    whole = allocated.meta.get("val")
+    if not isinstance(whole, torch.Tensor) or whole.numel() != candidate.meta["val"].numel():
+        return False
+    return allocated.op == "call_function" or allocated in owned
+
+
+def _operand(node: fx.Node) -> fx.Node | None:
+    first = node.args[0] if node.target in _IN_PLACE and node.args else None
+    return first if isinstance(first, fx.Node) else None
+
+
+def _may_be_alias(node: fx.Node) -> bool:
+    """Whether a node's value may lie in the memory of its first input."""
+    schema = getattr(node.target, "_schema", None)
+    annotated = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    in_place = schema is None and getattr(node.target, "__name__", "").endswith("_")
+    return annotated or in_place or node.target in _MAY_BE_ALIAS
+
+
+def _same_kind(a: fx.Node, b: fx.Node) -> bool:
+    ours, theirs = a.meta.get("val"), b.meta.get("val")
+    if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return False
+    return (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())

@@ -13,7 +13,7 @@ from torch import fx, nn
 from pccompile.errors import ProgramError
 from pccompile.ir.check import reads
 from pccompile.ir.grammar import Action, Kind, Program, Span, Update
-from pccompile.updates import compare, infer, learn, relax
+from pccompile.updates import compare, infer, learn, negative, relax
 
 __all__ = ["Emitter", "Piece", "Quantity", "identifiers"]
 
@@ -85,7 +85,9 @@ class Emitter:
         self.written: set[Quantity] = set()
         self.pulls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.targets = {vertex.name: program.pulls_back_to(vertex.name) for vertex in program.vertices}
-        self.waiting: dict[str, dict[str, tuple[fx.Node, str]]] = {}
+        self.waiting: dict[str, dict[str, tuple[fx.Node, str, float]]] = {}
+        self.minus: dict[fx.Node, fx.Node] = {}
+        self.sign = 1.0  # of dF/dtheta in what Learn is given
         self.summed: set[tuple[str, str]] = set()
         self.has_loss = any(vertex.kind is Kind.LOSS and vertex.nodes for vertex in program.vertices)
         self.descends = any(action is Action.DESCEND for action, _ in program.updates)
@@ -99,6 +101,8 @@ class Emitter:
             first_predictions: this is the feed-forward pass, in which vertices take their predictions as values.
         """
         simultaneous: list[tuple[str, str, fx.Node]] = []
+        infers = any(update.action is Action.INFER for update in updates)
+        self.sign = -1.0 if infers and not self.negated else 1.0
         for update in updates:
             self.allowed = set(reads(self.program, update))
             name = update.vertex
@@ -203,18 +207,18 @@ class Emitter:
     def _learn(self, update: Update) -> None:
         """Contributions to dF/dtheta wait for each other, to be summed in reverse execution order, as autograd does."""
         for parent in self.program.learned(update.vertex):
-            part = self._contribution(update.vertex, parent.name)
+            part = self._contribution(update.vertex, parent.name, learns=True)
             if part is not None:
-                self.waiting.setdefault(parent.name, {})[update.vertex] = (part, update.gain)
+                self.waiting.setdefault(parent.name, {})[update.vertex] = (part, update.gain, self.sign)
                 self._sum(parent.name, all_are_here=False)
 
     def _sum(self, parameter: str, all_are_here: bool) -> None:
         waiting = self.waiting[parameter]
         for child in self.program.children(parameter):
             if child.name in waiting:
-                part, gain = waiting.pop(child.name)
+                part, gain, sign = waiting.pop(child.name)
                 before = self.now.get(("gradient", parameter))
-                self._set("gradient", parameter, self._call(learn, before, self._factor(gain), part))
+                self._set("gradient", parameter, self._call(learn, before, self._factor(gain, sign), part))
                 self.summed.add((parameter, child.name))
             elif not all_are_here and self._will_learn(parameter, child.name):
                 return
@@ -228,8 +232,7 @@ class Emitter:
         self.waiting.clear()
         self.summed.clear()
 
-    def _factor(self, gain: str) -> fx.Node | float:
-        sign = 1.0 if self.negated else -1.0
+    def _factor(self, gain: str, sign: float) -> fx.Node | float:
         if gain == "1":
             return sign
         return self.graph.call_method("gain", (self.run, int(gain[2:-1]), sign))
@@ -247,12 +250,15 @@ class Emitter:
         found = [self._contribution(child.name, name) for child in self.program.children(name)]
         return [node for node in found if node is not None]
 
-    def _contribution(self, child: str, target: str) -> fx.Node | None:
+    def _contribution(self, child: str, target: str, learns: bool = False) -> fx.Node | None:
+        """J(child, target)^T e; for a Learn that shares it with no Infer, of -e: smaller than a gradient to negate."""
         vertex = self.program.vertex(child)
         is_loss = vertex.kind is Kind.LOSS
         if vertex.clamped or (is_loss and not vertex.nodes) or target not in self.targets[child]:
             return None
         error = self._attribute("loss_error") if is_loss else self._operand("error", child)
+        if learns and self.sign == 1 and not self.negated:
+            error = self._negative(error, child)
         linearisation = self._operand("prediction", child)
         pull = self.pulls.get((linearisation, error))
         if pull is None:
@@ -265,6 +271,12 @@ class Emitter:
         contribution = self.graph.call_method("get", (pull, target))
         contribution._rename(f"{self.names[child]}_to_{self.names[target]}")
         return contribution
+
+    def _negative(self, error: fx.Node, vertex: str) -> fx.Node:
+        if error not in self.minus:
+            self.minus[error] = self._call(negative, error)
+            self.minus[error]._rename(f"minus_{self.names[vertex]}_error")
+        return self.minus[error]
 
     def _release_local_graphs(self, later: set[Quantity]) -> None:
         """The last product with a Jacobian frees its local graph, unless something after this piece needs it."""

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import fx
 
 from pccompile.derivatives import LocalFunction, Value
-from pccompile.ir.grammar import Kind, Span
+from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
-from pccompile.lowering.direct import DIRECT
 from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of
+from pccompile.lowering.hoist import hoist
 from pccompile.lowering.symbols import Space, Symbol, Writer
-from pccompile.updates import ValueOptimizer, infer, relax
+from pccompile.updates import ValueOptimizer, infer, relax, total
 
 __all__ = ["Expansion", "FlatPiece", "Key", "Scalars"]
 
@@ -130,6 +131,10 @@ class Expansion:
                 written.append(self._write(piece, loss_error))
         finally:
             self.state = saved
+        stepped = {key for vertex, key in self.keys.items() if (Action.DESCEND, vertex) in self.lowered.program.updates}
+        for before, loop in pairwise(written):
+            if loop.piece is not None and loop.piece.loop:
+                hoist(self.space, before.writer, loop.writer, stepped | set(loop.writer.exports))
         return written, keys
 
     # Pieces -----------------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ class Expansion:
         if node.target is relax and isinstance(args[1], Symbol):
             return _relax(*args)
         if node.target is infer:
-            return infer(*args)
+            return _infer(*args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _predict(self, name: str, parents: tuple[Value, ...]) -> _Prediction:
@@ -279,8 +284,6 @@ class _Written:
         self.writer.closed = True
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
-        for node in graph.nodes:
-            node.target = DIRECT.get(node.target, node.target)
         graph.lint()
         used = [key for key, node in self.writer.imports.items() if node.users]
         for node in self.writer.imports.values():
@@ -465,6 +468,24 @@ class _SymbolicOptimizer:
         corrected = first / (1 - b1 ** (count + 1))
         scale = emit(torch.sqrt, (second / (1 - b2 ** (count + 1)),)) + self.rule.epsilon
         return value + eta * corrected / scale, (first, second, count + 1)
+
+
+def _infer(
+    optimizer: _SymbolicOptimizer, value: Value, error: Value | None, moment: Any, *contributions: Value | None
+) -> tuple[Value, Any]:
+    """`updates.infer` with one subtraction for -e + contributions."""
+    incoming = total(contributions)
+    if error is None or incoming is None:
+        return infer(optimizer, value, error, moment, *contributions)  # type: ignore[arg-type]
+    moved = [
+        optimizer.step(
+            part,
+            pulled if own is None else -own if pulled is None else pulled - own,
+            None if moment is None else moment[index],
+        )
+        for index, (part, own, pulled) in enumerate(zip(value, error, incoming, strict=True))
+    ]
+    return tuple(after for after, _ in moved), tuple(state for _, state in moved)
 
 
 def _relax(error: Value | None, step_size: Symbol, *contributions: Value | None) -> Value | None:

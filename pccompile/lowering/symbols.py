@@ -40,14 +40,19 @@ class Writer:
         """The node of a symbol here: its own, or a placeholder for what another graph (or the caller) provides."""
         if symbol.writer is self:
             return symbol.node
-        if symbol.key not in self.imports:
-            first = next(iter(self.graph.nodes), None)
-            with self.graph.inserting_before(first) if first is not None else self.graph.inserting_after():
-                self.imports[symbol.key] = self.graph.placeholder(symbol.key)
-            self.imports[symbol.key].meta["val"] = symbol.fake
+        node = self.placeholder(symbol.key, symbol.fake)
         if symbol.writer is not None:
             symbol.writer.export(symbol)
-        return self.imports[symbol.key]
+        return node
+
+    def placeholder(self, key: str, fake: Any) -> fx.Node:
+        """The node of an input."""
+        if key not in self.imports:
+            first = next(iter(self.graph.nodes), None)
+            with self.graph.inserting_before(first) if first is not None else self.graph.inserting_after():
+                self.imports[key] = self.graph.placeholder(key)
+            self.imports[key].meta["val"] = fake
+        return self.imports[key]
 
     def export(self, symbol: Symbol) -> None:
         """Make a symbol's value a result of this graph (import it first where it is not its own)."""

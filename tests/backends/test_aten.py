@@ -1,7 +1,9 @@
 """The ATen back end computes what the eager one does, bit for bit, from flat graphs that hold what they need."""
 
 import functools
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -184,9 +186,20 @@ def test_what_cannot_be_written_runs_eagerly_and_says_why(caplog):
     assert "draws random numbers and is predicted again" in caplog.text
 
 
-def test_the_flat_graphs_read_as_python():
-    pc = trained(deep(1))
-    code = plan_of(pc).prediction.piece.module.code
-    assert "_0 = torch.addmm(_0_bias" in code
-    (stage,) = stages_of(pc)
-    assert "tanh_backward" in stage.piece.module.code
+def test_what_runs_reads_as_python():
+    code = trained(deep(1)).code
+    assert "def prediction_sweep(self, inputs):" in code
+    assert "_1 = torch.tanh_(_0)" in code
+    assert "_2_to__1 = torch.mm(" in code
+    assert "tanh_backward" in code[code.index("def error_sweep(") :]
+
+
+def test_a_call_without_a_backward_pass_leaves_nothing_behind():
+    pc = pccompile.compile(deep(1), backend="aten", dynamic=False)
+    gc.collect()
+    gc.disable()
+    try:
+        executions = [weakref.ref(pc(torch.randn(4, 8)).grad_fn.execution) for _ in range(3)]
+        assert not any(execution() for execution in executions)
+    finally:
+        gc.enable()
