@@ -2,16 +2,23 @@
 
 eager    local derivatives from the autograd engine, one vertex at a time: every operator PyTorch differentiates
 aten     flat graphs of ATen operators with explicit derivatives
+inductor those graphs compiled by torch's Inductor
 literal  the reference evaluator, for `optimize=False`
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pccompile.backends.aten import AtenBackend
 from pccompile.backends.eager import EagerBackend
+from pccompile.backends.inductor import with_inductor
 from pccompile.backends.literal import LiteralBackend
 
 __all__ = ["BACKENDS", "AtenBackend", "EagerBackend", "LiteralBackend"]
 
-BACKENDS: dict[str, Callable[..., Any]] = {"eager": EagerBackend, "aten": AtenBackend}
+BACKENDS: dict[str, Callable[..., Any]] = {
+    "eager": EagerBackend,
+    "aten": AtenBackend,
+    "inductor": partial(AtenBackend, compile_graph=with_inductor),
+}
