@@ -14,18 +14,18 @@ __all__ = ["CountedOperations", "multiply_ceiling"]
 SIZES = {"cpu": 2048, "cuda": 8192}
 
 
-def multiply_ceiling(device: str, repetitions: int = 5) -> float:
-    """Floating-point operations a second of torch.mm in float32, the best of a few."""
+def multiply_ceiling(device: str, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of torch.mm in float32: the best of a few."""
     size = SIZES[device]
     a, b, out = (torch.randn(size, size, device=device) for _ in range(3))
-    best = 0.0
-    for _ in range(repetitions + 1):  # the first warms up
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         if device == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
 class CountedOperations(TorchDispatchMode):

@@ -111,6 +111,7 @@ MODELS = {
             lambda: GPT(layers=4, width=128, heads=4, vocabulary=512, length=64),
             _tokens(8, 64, 512),
             token_cross_entropy,
+            step_size=0.01,
         ),
         Model(
             "gpt-124m",
@@ -118,6 +119,7 @@ MODELS = {
             lambda: GPT(layers=12, width=768, heads=12, vocabulary=50257, length=1024),
             _tokens(1, 128, 50257),
             token_cross_entropy,
+            step_size=0.01,
         ),
     )
 }
