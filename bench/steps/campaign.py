@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.markdown import Markdown
 
 from bench.steps.compile_time import cold_and_warm
 from bench.steps.contestants import Contestant, autograd_contestants, backend_names, rule_contestants
-from bench.steps.machine import machine_facts, pin, versions
+from bench.steps.machine import machine_facts, set_up, versions
 from bench.steps.measure import Deadline, measure
 from bench.steps.models import MODELS, QUICK
 from bench.steps.peers import PEERS, peer_contestants
@@ -81,11 +80,7 @@ def listing() -> str:
 
 def begin(choice: Choice, command: str, date: str) -> Results:
     """Set threads and precision for the process, and note what it runs on."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if choice.device == "cpu":
-        pin(choice.threads)
-        torch.set_num_threads(choice.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    set_up(choice.device, choice.threads)
     options = asdict(choice)
     options["torch2pc"] = choice.torch2pc is not None
     return Results(command, date, machine_facts(choice.device), versions(), options)
@@ -140,7 +135,7 @@ def _contestants(choice: Choice, task: Task) -> list[Contestant]:
     return [
         eager,
         *rule_contestants(choice.rules, choice.backends),
-        *(peer_contestants(list(choice.peers), choice.torch2pc) if task.peers and "strict" in choice.rules else []),
+        *(peer_contestants(choice.peers, choice.torch2pc) if task.peers and "strict" in choice.rules else []),
         *(compiled if choice.torch_compile else []),
     ]
 

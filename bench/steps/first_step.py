@@ -12,15 +12,14 @@ import time
 import torch
 
 from bench.steps.contestants import autograd_contestants, rule_contestants
-from bench.steps.machine import pin
+from bench.steps.machine import set_up
 from bench.steps.models import MODELS
 from bench.steps.task import Task
 
 
 def main(model: str, rule: str, backend: str, device: str, threads: str) -> None:
     """Take autograd's first step, which warms up PyTorch, then time the contestant's."""
-    pin(int(threads))
-    torch.set_num_threads(int(threads))
+    set_up(device, int(threads))
     task = Task.of(MODELS[model], device)
     eager, *compiled = autograd_contestants(device)
     eager.prepare(task).step()

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["machine_facts", "pin", "versions"]
+__all__ = ["machine_facts", "set_up", "versions"]
 
 PACKAGES = ("pccompile", "torch", "triton", "numpy", "jax", "jaxlib", "equinox", "optax", "jpc", "pcx")
+SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "TORCHINDUCTOR_", "TORCH_COMPILE", "PCCOMPILE_", "CUDA_")
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -29,6 +30,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
     }
     if device == "cuda":
         facts |= {
@@ -59,7 +61,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def pin(threads: int) -> None:
+def set_up(device: str, threads: int) -> None:
+    """Set what the whole process computes with: float32 as it is, and on a CPU so many threads and cores."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if device == "cpu":
+        _pin(threads)
+        torch.set_num_threads(threads)
+
+
+def _pin(threads: int) -> None:
     """Give the process as many cores as it has threads, each a core of its own as far as there are enough.
 
     Libraries with thread pools of their own (XLA) then use no more of the machine than PyTorch does.

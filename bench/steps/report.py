@@ -108,7 +108,9 @@ def _line(cells: object) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:#.3g}".rstrip(".")
+    if seconds is None:
+        return ""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:#.3g}"
 
 
 def _quartiles(row: Row) -> str:

@@ -12,6 +12,7 @@ jax_pcx       pcx
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,26 +24,23 @@ __all__ = ["PEERS", "peer_contestants"]
 PEERS = ("handwritten", "torch2pc", "jpc", "pcx")
 
 
-def peer_contestants(names: list[str], torch2pc: Path | None) -> list[Contestant]:
+def peer_contestants(names: Sequence[str], torch2pc: Path | None) -> list[Contestant]:
     """Those of the named peers that are installed (Torch2PC: whose folder is given)."""
-    made = {
-        "handwritten": lambda: Contestant("strict", "handwritten loop", _module("handwritten").prepare),
-        "torch2pc": lambda: Contestant("strict", "Torch2PC", lambda task: _prepare_torch2pc(task, torch2pc)),
-        "jpc": lambda: Contestant("strict", "jpc", lambda task: _module("jax_jpc").prepare(task)),
-        "pcx": lambda: Contestant("strict", "pcx", lambda task: _module("jax_pcx").prepare(task)),
-    }
-    available = {
-        "handwritten": True,
-        "torch2pc": torch2pc is not None,
-        "jpc": find_spec("jpc") is not None,
-        "pcx": find_spec("pcx") is not None,
-    }
-    return [made[name]() for name in names if available[name]]
+    found = {"handwritten": Contestant("strict", "handwritten loop", _prepare("handwritten"))}
+    if torch2pc is not None:
+        prepare = _prepare("torch2pc")
+        found["torch2pc"] = Contestant("strict", "Torch2PC", lambda task: prepare(task, torch2pc))
+    for name in ("jpc", "pcx"):
+        if find_spec(name) is not None:
+            found[name] = Contestant("strict", name, _prepare(f"jax_{name}"))
+    return [found[name] for name in names if name in found]
 
 
-def _module(name: str):
-    return importlib.import_module(f"bench.steps.peers.{name}")
+def _prepare(module: str) -> Callable[..., Prepared]:
+    """A module's `prepare`, imported when it is called: JAX takes seconds."""
 
+    def prepare(task: Task, *more: object) -> Prepared:
+        made: Prepared = importlib.import_module(f"bench.steps.peers.{module}").prepare(task, *more)
+        return made
 
-def _prepare_torch2pc(task: Task, folder: Path | None) -> Prepared:
-    return _module("torch2pc").prepare(task, folder)
+    return prepare

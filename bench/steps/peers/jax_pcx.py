@@ -84,27 +84,29 @@ def prepare(task: Task) -> Prepared:
     check_device(task)
     inputs, target = batch(task)
     chain = [[layer(module) for module in block] for block in blocks(task.model)]
-    state: dict[str, Any] = {}
+    model = Network(chain)
+    with pxu.step(model, pxc.STATUS.INIT, clear_params=pxc.VodeParam.Cache):
+        forward(inputs, target, model=model)  # gives the value nodes their shapes
+    learner = pxu.Optim(lambda: optax.sgd(LEARNING_RATE), learns()(model))
+    mover = pxu.Optim(lambda: optax.sgd(task.step_size))
+    found = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, pxnn.LayerParam))
+    initial = [(leaf, leaf.get()) for leaf in found if isinstance(leaf, pxnn.LayerParam)]
+    latest: list[Any] = []
 
     def reset() -> None:
-        model = Network(chain)
-        with pxu.step(model, pxc.STATUS.INIT, clear_params=pxc.VodeParam.Cache):
-            forward(inputs, target, model=model)  # gives the value nodes their shapes
-        state["model"] = model
-        state["learner"] = pxu.Optim(lambda: optax.sgd(LEARNING_RATE), learns()(model))
-        state["mover"] = pxu.Optim(lambda: optax.sgd(task.step_size))
+        for parameter, value in initial:
+            parameter.set(value)
 
     def step() -> None:
-        state["gradients"] = train(STEPS, inputs, target, **{k: state[k] for k in ("model", "learner", "mover")})
+        latest[:] = train(STEPS, inputs, target, model=model, learner=learner, mover=mover)
 
     def gradients() -> Gradients:
         reset()
         step()
-        arrays = [array / inputs.shape[0] for array in state["gradients"]]
+        arrays = [array / inputs.shape[0] for array in latest]
         return gradients_by_name(task, arrays)
 
     def synchronize() -> None:
-        jax.block_until_ready((jax.tree.leaves(state["model"]), state.get("gradients")))
+        jax.block_until_ready((jax.tree.leaves(model), latest))
 
-    reset()
     return Prepared(step, gradients, "strict", reset, synchronize, in_torch=False)
