@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--torch-compile", action=argparse.BooleanOptionalAction, default=True, help="autograd under torch.compile"
     )
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no contestant after this")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", help="begin no contestant after this, shared out over the models"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench/results"), metavar="FOLDER")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page of the docs to put the tables in")
     parser.add_argument("--report", type=Path, metavar="FILE", help="no run: the tables and figure of this one's JSON")

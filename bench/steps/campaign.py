@@ -26,7 +26,7 @@ from bench.steps.timing import Effort
 __all__ = ["Choice", "begin", "chosen", "listing", "measure_all", "write"]
 
 QUICK_RULES = ("zil", "fixed", "strict")
-QUICK_LIMIT = 75.0  # timing comes after, and the last contestant that began by then may take a while to compile
+QUICK_LIMIT = 75.0  # a contestant that began by then may take a while to compile, and timing comes after
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,11 @@ def begin(choice: Choice, command: str, date: str) -> Results:
 def measure_all(results: Results, choice: Choice, folder: Path, start: float) -> None:
     """Measure every model; the JSON in `folder` is written after each, so that no result is lost."""
     folder.mkdir(parents=True, exist_ok=True)
-    deadline = Deadline.after(choice.limit)
-    with Display(Console(), len(choice.models)) as display:
-        for name in choice.models:
+    count = len(choice.models)
+    shares = [None if choice.limit is None else choice.limit * (place + 1) / count for place in range(count)]
+    deadlines = [Deadline.after(share) for share in shares]
+    with Display(Console(), count) as display:
+        for name, deadline in zip(choice.models, deadlines, strict=True):
             task = Task.of(MODELS[name], choice.device)
             contestants = _contestants(choice, task)
             facts, rows = measure(task, contestants, choice.device, choice.effort, display, deadline)
@@ -131,12 +133,12 @@ def _names(what: str, given: list[str] | None, known: object, default: tuple[str
 
 
 def _contestants(choice: Choice, task: Task) -> list[Contestant]:
-    eager, *compiled = autograd_contestants(choice.device)
+    references = autograd_contestants(choice.device)
+    with_peers = task.peers and "strict" in choice.rules
     return [
-        eager,
+        *(references if choice.torch_compile else references[:1]),
         *rule_contestants(choice.rules, choice.backends),
-        *(peer_contestants(choice.peers, choice.torch2pc) if task.peers and "strict" in choice.rules else []),
-        *(compiled if choice.torch_compile else []),
+        *(peer_contestants(choice.peers, choice.torch2pc) if with_peers else []),
     ]
 
 

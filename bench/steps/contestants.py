@@ -44,12 +44,12 @@ def autograd_contestants(device: str) -> list[Contestant]:
 
 
 def rule_contestants(rules: Sequence[str], backends: Sequence[str]) -> list[Contestant]:
-    """pccompile: each of these rules on each of these back ends."""
+    """pccompile: each of these rules on each of these back ends, in the order of the back ends."""
 
     def made(rule: str, backend: str) -> Contestant:
         return Contestant(rule, backend, lambda task: _prepare_rule(task, rule, backend))
 
-    return [made(rule, backend) for rule in rules for backend in backends]
+    return [made(rule, backend) for backend in backends for rule in rules]
 
 
 def _prepare_autograd(task: Task, mode: str | None = None) -> Prepared:

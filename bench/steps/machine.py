@@ -29,6 +29,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # how busy others keep the machine
         "python": platform.python_version(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
     }

@@ -45,6 +45,8 @@ class Display:
     def doing(self, what: str) -> None:
         """This begins."""
         self.bar.update(self.models, description=escape(what))
+        if not self.console.is_terminal:
+            self.console.print(escape(what))
 
     def advance(self, share: float) -> None:
         """This share of a model is done."""

@@ -57,9 +57,13 @@ def _machine(results: Results) -> str:
     ceilings = ", ".join(f"{facts.name} {facts.ceiling / 1e9:.0f}" for facts in results.models)
     return (
         f"`{results.command}`, {results.date}, {results.seconds / 60:.0f} minutes\n\n"
-        f"{', '.join(filter(None, facts))}. float32.\n\n"
+        f"{', '.join(filter(None, facts))}. float32.{_load(machine.get('load_average'))}\n\n"
         f"GFLOP/s of a large `torch.mm`, measured with each model: {ceilings}."
     )
+
+
+def _load(average: float | None) -> str:
+    return "" if average is None else f" Load average of the machine before the run: {average:.1f}."
 
 
 Column = tuple[str, Callable[[Results, Row], str]]
@@ -99,7 +103,7 @@ def _troubles(results: Results) -> str:
         return ""
     lines = [_line((row.model, row.rule, row.backend, row.status.value, row.reason or "")) for row in rows]
     return "\n".join(
-        ["### Without numbers", "", _line(("model", "rule", "run by", "", "why")), _line(["---"] * 5), *lines]
+        ["### What did not work", "", _line(("model", "rule", "run by", "", "why")), _line(["---"] * 5), *lines]
     )
 
 
