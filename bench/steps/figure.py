@@ -27,8 +27,9 @@ def draw(results: Results, path: Path) -> None:
     models = [model.name for model in results.models]
     backends = list(dict.fromkeys(row.backend for row in timed if row.rule in rules))
     looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(backends)}
-    height = 1.6 + len(models) * max(0.45, 0.16 * len(backends))
-    figure = Figure(figsize=(3.2 * max(1, len(rules)) + 2.2, height), layout="constrained")
+    width = max(7.0, 3.2 * len(rules) + 2.2)
+    height = 1.8 + len(models) * max(0.45, 0.16 * len(backends))
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display
     if not rules:
         figure.text(0.5, 0.5, "nothing was timed", ha="center")
@@ -43,9 +44,11 @@ def draw(results: Results, path: Path) -> None:
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=int(width / 1.8), frameon=False, fontsize=9
+    )
     where = results.machine.get("gpu") or results.machine["processor"]
-    figure.suptitle(f"time of a training step by autograd's (left of 1 is quicker); {where}", fontsize=11)
+    figure.suptitle(f"time of a training step by autograd's (left of 1 is quicker)\n{where}", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
