@@ -24,7 +24,7 @@ def compile(
     example_inputs: Any = None,
     example_target: Any = None,
     vertices: str | Sequence[str] = "auto",
-    backend: str = "auto",
+    backend: str = "aten",
     capture: str = "auto",
     dynamic: bool = True,
     optimize: bool = True,
@@ -45,11 +45,17 @@ def compile(
             and no target, is captured at the first `pc.loss`.
         vertices: what is a vertex, for the rules whose result depends on it: "auto" (nodes for ZIL, layers for the
             others), "nodes", "layers", or the names of the modules whose outputs are vertices.
-        backend: "eager" or "aten" (see `pccompile.backends`), or "auto".
+        backend: what runs the program. "aten" (the default): flat graphs of ATen operators; Z-IL's gradients are
+            autograd's to the last bit. "eager": local derivatives from the autograd engine, vertex by vertex.
+            "inductor": the flat graphs compiled by torch's Inductor, which takes seconds to minutes at the first call
+            and rounds in its own way. "auto": measures "aten" and "inductor" at the first call with inputs of a kind
+            and keeps the faster one, also for later processes (`pccompile.cache`). With optimize=False the
+            reference evaluator runs, whatever the back end.
         capture: "auto" (torch.export, or torch.fx.symbolic_trace where that fails; a GraphModule as it is), "export",
             or "symbolic" (torch.fx.symbolic_trace).
         dynamic: leave the sizes of the inputs' dimensions open wherever the forward allows it, so that a new batch size
-            or sequence length needs no new capture. False fixes every size, which captures faster.
+            or sequence length needs no new capture. False fixes every size, which captures faster. Graphs that
+            torch.fx.symbolic_trace makes hold for every size that their code allows, whatever is said here.
         decompose: True opens `nn.RNN`, `nn.LSTM`, `nn.GRU`, their cells, `nn.MultiheadAttention` and
             `F.scaled_dot_product_attention`: every gate, cell, product and time step becomes a vertex, named as in
             "lstm.l0.forget_gate@3" (layer 0, time step 3) or "attention.weights". False leaves each of them one
@@ -70,7 +76,7 @@ def compile(
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}", cure="give a torch.nn.Module")
     for name, value, choices in (
-        ("backend", backend, ("auto", *BACKENDS)),
+        ("backend", backend, tuple(BACKENDS)),
         ("capture", capture, ("auto", "export", "symbolic")),
     ):
         if value not in choices:

@@ -61,7 +61,7 @@ class PCModule(nn.Module):
         self.training = model.training
         self.rule = rule
         self.vertices = vertices if isinstance(vertices, str) else tuple(vertices)
-        self.backend = "eager" if backend == "auto" else backend
+        self.backend = backend
         self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
         self.verify = verify
         self.decompose = decompose

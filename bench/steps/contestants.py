@@ -30,7 +30,7 @@ class Contestant:
 
 def backend_names() -> tuple[str, ...]:
     """Every back end of pccompile, and its own choice among them."""
-    return (*BACKENDS, "auto")
+    return tuple(BACKENDS)
 
 
 def autograd_contestants(device: str) -> list[Contestant]:

@@ -3,6 +3,7 @@
 eager    local derivatives from the autograd engine, one vertex at a time: every operator PyTorch differentiates
 aten     flat graphs of ATen operators with explicit derivatives
 inductor those graphs compiled by torch's Inductor
+auto     the faster of these two, measured once
 literal  the reference evaluator, for `optimize=False`
 """
 
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from pccompile.backends.aten import AtenBackend
+from pccompile.backends.auto import AutoBackend
 from pccompile.backends.eager import EagerBackend
 from pccompile.backends.inductor import with_inductor
 from pccompile.backends.literal import LiteralBackend
@@ -21,4 +23,5 @@ BACKENDS: dict[str, Callable[..., Any]] = {
     "eager": EagerBackend,
     "aten": AtenBackend,
     "inductor": partial(AtenBackend, compile_graph=with_inductor),
+    "auto": AutoBackend,
 }

@@ -160,6 +160,17 @@ class AtenBackend:
         stages = [plan.prediction, *(stage for sweep in plan.sweeps.values() for stage in sweep.stages)]
         return "\n\n".join(stage.executable.code for stage in stages) + "\n"
 
+    def kind_of(self, run: Run) -> Hashable:
+        """What a plan depends on: runs of one kind share it."""
+        return self._options(run), run.kinds
+
+    def pieces(self, run: Run, clamped: Mapping[str, Value]) -> list[FlatPiece] | None:
+        """The flat graphs for inputs of these kinds, if there are any."""
+        plan = self._plan(run, clamped)
+        if plan is None:
+            return None
+        return [plan.prediction.piece, *(stage.piece for sweep in plan.sweeps.values() for stage in sweep.stages)]
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
@@ -234,7 +245,7 @@ class AtenBackend:
 
     def _plan(self, run: Run, clamped: Mapping[str, Value]) -> _Plan | None:
         """The program written out for inputs of these sizes; None where that is not possible."""
-        key = (self._options(run), run.kinds)
+        key = self.kind_of(run)
         if key not in self.plans:
             try:
                 self.plans[key] = self._write(run, clamped)
@@ -257,8 +268,6 @@ class AtenBackend:
     def _write(self, run: Run, clamped: Mapping[str, Value]) -> _Plan:
         if not self._loops(run):
             raise Unsupported("a loop of the schedule is empty for this number of steps")
-        if any(function.random for function in self.functions.values()) and self._predicts_again():
-            raise Unsupported("a vertex draws random numbers and is predicted again")
         fakes = {name: fake_of(v[0]) if isinstance(v[0], torch.Tensor) else v[0] for name, v in clamped.items()}
         expansion = Expansion(
             self.lowered, self.functions, fakes, value_optimizer(run.rule), self.needed, self.fragments
@@ -268,12 +277,6 @@ class AtenBackend:
         plan = _Plan(expansion, self._stage(expansion.prediction.finish()), {})
         plan.sweeps[_mask(given)] = _Sweep(self._stages([graph.finish() for graph in graphs]), keys, given)
         return plan
-
-    def _predicts_again(self) -> bool:
-        return any(
-            action is Action.PREDICT and any(not update.span.single for update in updates)
-            for (action, _), updates in self.program.updates.items()
-        )
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
         """Stand-ins for the errors where the loss is outside: one for every differentiable output."""

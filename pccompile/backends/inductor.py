@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import operator
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import fake_of, fakes
 from pccompile.lowering.regions import Region, regions
 
-__all__ = ["with_inductor"]
+__all__ = ["is_available", "with_inductor"]
 
 logger = logging.getLogger("pccompile")
 
@@ -26,6 +28,21 @@ Compiled = Callable[[list[Any]], Any]
 
 _KEPT = 1024
 _compiled: OrderedDict[str, Compiled] = OrderedDict()  # by signature: blocks of different models may be the same
+
+
+@cache
+def is_available(device: str) -> bool:
+    """Whether Inductor has what it needs for a type of device: a C++ compiler, or Triton."""
+    if device != "cpu":
+        from torch.utils._triton import has_triton
+
+        return bool(has_triton())
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return shutil.which(get_cpp_compiler()) is not None
+    except Exception:  # Inductor has its own exception for "none found"
+        return False
 
 
 def with_inductor(piece: FlatPiece) -> Executable:
@@ -53,9 +70,7 @@ def _compile(region: Region) -> Compiled:
         _compiled.move_to_end(region.signature)
         return _compiled[region.signature]
     placeholders = region.graph.find_nodes(op="placeholder")
-    kinds = [
-        fake_of(node.meta["val"]) for node in placeholders
-    ]
+    kinds = [fake_of(node.meta["val"]) for node in placeholders]
     module = fx.GraphModule({}, region.graph)
 
     def function(*inputs: torch.Tensor) -> Any:

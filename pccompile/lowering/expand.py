@@ -18,7 +18,7 @@ from torch import fx
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
-from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of
+from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of, is_random
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.symbols import Space, Symbol, Writer
 from pccompile.updates import ValueOptimizer, infer, relax, total
@@ -87,6 +87,7 @@ class Expansion:
         self.state: dict[Quantity, Any] = {}
         self.kinds: dict[str, tuple[Any, ...]] = {}  # identifier -> a stand-in for each component
         self.keys: dict[str, str] = {}  # clamped vertex -> key
+        self.draws: dict[str, _Draws] = {}  # by identifier of a vertex that draws at random
         for vertex, value in clamped.items():
             symbol = self.space.given(self.names[vertex], value) if isinstance(value, torch.Tensor) else value
             if isinstance(symbol, Symbol):
@@ -186,7 +187,9 @@ class Expansion:
         for (parent, read), value in zip(function.reads.items(), parents, strict=True):
             for index, _, _ in read:
                 values[parent, index] = value[index]
-        prediction = _Prediction(self, name, function, values)
+        prediction = _Prediction(self, name, function, values, self.draws.get(name))
+        if function.random and name not in self.draws:
+            self.draws[name] = prediction.fragment, prediction.draws()
         self.kinds[name] = tuple(part.fake if isinstance(part, Symbol) else part for part in prediction.prediction)
         return prediction
 
@@ -237,12 +240,12 @@ class Expansion:
     def carry(self, writer: Writer, name: str, start: Symbol | None, like: torch.Tensor) -> Symbol:
         """A tensor that a loop carries: a copy of its start, or zeros like a stand-in."""
         given = self.space.given(name, like)
-        if start is not None:
+        if start is None:
+            node = writer.graph.call_function(torch.zero_, (_empty_like(writer, like),))
+        elif _strides(start) == tuple(like.stride()):
             node = writer.graph.call_function(torch.clone, (writer.use(start),))
         else:
-            options = {"dtype": like.dtype, "device": like.device}
-            node = writer.graph.call_function(torch.empty_strided, (tuple(like.shape), tuple(like.stride())), options)
-            node = writer.graph.call_function(torch.zero_, (node,))
+            node = _laid_out(writer, start, like)
         node._rename(self.space.unique(f"{name}_start"))
         writer.exports[given.key] = node
         return given
@@ -260,14 +263,27 @@ class Expansion:
             for place, part in zip(places, results, strict=True):
                 if isinstance(place, Symbol) and isinstance(part, Symbol):
                     if place is not part:
-                        if _strides(place) != _strides(part):
-                            raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its layout")
-                        writer.exports[place.key] = writer.use(part)
+                        same = _strides(place) == _strides(part)
+                        writer.exports[place.key] = writer.use(part) if same else _laid_out(writer, part, place.fake)
                 elif isinstance(place, Symbol) or isinstance(part, Symbol):
                     raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its structure from step to step")
             self.state[quantity] = entry
             if quantity in written.results:
                 written.results[quantity] = entry
+
+
+def _empty_like(writer: Writer, like: torch.Tensor) -> fx.Node:
+    options = {"dtype": like.dtype, "device": like.device}
+    node = writer.graph.call_function(torch.empty_strided, (tuple(like.shape), tuple(like.stride())), options)
+    node.meta["val"] = like
+    return node
+
+
+def _laid_out(writer: Writer, part: Symbol, like: torch.Tensor) -> fx.Node:
+    """A copy in the memory layout of another tensor."""
+    node = writer.graph.call_function(torch.Tensor.copy_, (_empty_like(writer, like), writer.use(part)))
+    node.meta["val"] = like
+    return node
 
 
 @dataclass
@@ -311,18 +327,44 @@ class _Held:
     value: Any
 
 
+_Draws = tuple[Fragment, dict[fx.Node, Symbol]]
+
+
 class _Prediction:
     """A vertex's prediction in a flat graph; stands for `derivatives.Linearisation`."""
 
-    def __init__(self, expansion: Expansion, name: str, function: LocalFunction, leaves: dict[Leaf, Any]) -> None:
+    def __init__(
+        self,
+        expansion: Expansion,
+        name: str,
+        function: LocalFunction,
+        leaves: dict[Leaf, Any],
+        held: _Draws | None = None,
+    ) -> None:
         self.expansion, self.name, self.function, self.leaves = expansion, name, function, leaves
         self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
         self.fragment = fragment_of(function, self.kinds, None, expansion.fragments)
         self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
+        if held is not None:
+            if held[0].graph is not self.fragment.graph:
+                raise Unsupported(f"{name} draws random numbers, and for other kinds of inputs when predicted again")
+            self.symbols.update(held[1])
         self.prediction: Value = tuple(
             self._copy(part, self.symbols, f"{name}" if index == 0 else f"{name}_{index}")
             for index, part in enumerate(self.fragment.components)
         )
+
+    def draws(self) -> dict[fx.Node, Symbol]:
+        """What the first prediction drew, for those after it, which repeat it.
+
+        Raises:
+            Unsupported: a draw depends on the vertex's inputs.
+        """
+        drawn = self.fragment.independent
+        for node in self.fragment.predicted:
+            if is_random(node) and node not in drawn:
+                raise Unsupported(f"{self.name} draws random numbers that depend on its inputs")
+        return {node: self.symbols[node] for node in drawn if node in self.symbols}
 
     def pull_back(self, error: Value | None, targets: tuple[str, ...], release: bool = False) -> dict[str, Value]:
         """J(i, parent)^T e_i for each target that the error reaches, as nodes of the graph being written."""

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.derivatives import LocalFunction
 from pccompile.nodes import call_node
 
-__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of"]
+__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of", "is_random"]
 
 Leaf = tuple[str, int]  # a parent and one of its components
 
@@ -56,6 +56,30 @@ class Fragment:
             if node.op == "call_function" and behind.intersection(node.all_input_nodes):
                 behind.add(node)
         return [node for node in self.graph.nodes if node.op == "call_function" and node not in behind]
+
+    @cached_property
+    def independent(self) -> set[fx.Node]:
+        """The nodes of the prediction that depend on the shapes of what it reads, and on nothing else of it."""
+        found: set[fx.Node] = set()
+        for node in self.predicted:
+            if node.target in _READ_SHAPES_ONLY or found.issuperset(node.all_input_nodes):
+                found.add(node)
+        return found
+
+
+_READ_SHAPES_ONLY = (
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.full_like.default,
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.rand_like.default,
+    torch.ops.aten.randn_like.default,
+    torch.ops.aten.zeros_like.default,
+)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 @cache
@@ -221,8 +245,3 @@ def _refuse_writes(graph: fx.Graph) -> None:
         later = [user for user in written.users if position[user] > position[node]]
         if written.op == "placeholder" or later:
             raise Unsupported(f"{node.target} writes into a tensor that is read again")
-
-
-def is_fake(value: Any) -> bool:
-    """Whether a value is a stand-in."""
-    return isinstance(value, FakeTensor)

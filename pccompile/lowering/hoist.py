@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from pccompile.lowering.fragments import is_random
 from pccompile.lowering.symbols import Space, Writer
 
 __all__ = ["hoist"]
@@ -64,16 +65,12 @@ def _given(writer: Writer, key: str, kind: Any) -> fx.Node:
 
 def _is_movable(node: fx.Node) -> bool:
     """Whether it computes the same from the same inputs, and nothing writes into the result."""
-    return not _writes(node) and not _draws(node) and not any(_writes(user) for user in node.users)
+    return not _writes(node) and not is_random(node) and not any(_writes(user) for user in node.users)
 
 
 def _writes(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return (schema is not None and schema.is_mutable) or getattr(node.target, "__name__", "").endswith("_")
-
-
-def _draws(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _read_shapes_only(graph: fx.Graph) -> None:

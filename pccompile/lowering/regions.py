@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["Region", "regions", "tandem_repeat"]
+__all__ = ["Region", "regions", "signature", "tandem_repeat"]
 
 _FEWEST_NODES = 64  # a graph of fewer nodes is not worth cutting
 _FEWEST_IN_BLOCK = 24  # a call costs as much as a few operators
@@ -127,10 +127,11 @@ def _region(graph: fx.Graph, nodes: list[fx.Node]) -> Region:
     for node in nodes:
         copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(tuple(copies[node] for node in outputs))
-    return Region(part, tuple(inputs), tuple(outputs), _signature(part))
+    return Region(part, tuple(inputs), tuple(outputs), signature(part))
 
 
-def _signature(graph: fx.Graph) -> str:
+def signature(graph: fx.Graph) -> str:
+    """A text that is equal for graphs that compute the same function of values of the same kinds."""
     number: dict[fx.Node, str] = {}
     lines: list[str] = []
     for node in graph.nodes:

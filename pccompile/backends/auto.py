@@ -1,0 +1,141 @@
+"""The back end that chooses: measures the others once for each kind of inputs, and remembers what was fastest."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+
+from pccompile import cache
+from pccompile.backends.aten import AtenBackend
+from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.run import Run, State
+from pccompile.derivatives import LocalFunction, Value
+from pccompile.errors import NonFiniteError
+from pccompile.ir.grammar import Kind, Program
+from pccompile.lowering.regions import signature
+
+__all__ = ["AutoBackend", "measure"]
+
+logger = logging.getLogger("pccompile")
+
+_WARM_UPS, _REPETITIONS = 3, 9
+
+
+class AutoBackend:
+    """Executes a program by the fastest of the ATen and the Inductor back end; both compute the same.
+
+    The choice is made at the first call with inputs of a kind, by timing steps on those inputs, and kept in
+    `pccompile.cache`: by the flat graphs, versions, devices and number of threads.
+
+    Args:
+        program, functions: as for `AtenBackend`.
+
+    Attributes:
+        seconds: what was measured (in this process or an earlier one), by kind of inputs and back end.
+    """
+
+    def __init__(self, program: Program, functions: Mapping[str, LocalFunction]) -> None:
+        self.program = program
+        self.backends = {
+            "aten": AtenBackend(program, functions),
+            "inductor": AtenBackend(program, functions, compile_graph=with_inductor),
+        }
+        self.chosen: dict[Hashable, str] = {}
+        self.seconds: dict[Hashable, dict[str, float]] = {}
+
+    @property
+    def code(self) -> str:
+        """What the chosen back end runs for the inputs seen last."""
+        name = next(reversed(self.chosen.values()), "aten")
+        return f"# backend {name!r}\n{self.backends[name].code}"
+
+    def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
+        """Predict every vertex once; see `EagerBackend.feed_forward`."""
+        name = self._choice(run, clamped)
+        state = self.backends[name].feed_forward(run, clamped)
+        state["backend", ""] = name
+        return state
+
+    def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
+        """Run the error sweep; see `EagerBackend.infer`."""
+        name: str = state["backend", ""]
+        return self.backends[name].infer(run, state, outputs, keep)
+
+    def _choice(self, run: Run, clamped: Mapping[str, Value]) -> str:
+        kind = self.backends["aten"].kind_of(run)
+        if kind not in self.chosen:
+            self.chosen[kind] = self._choose(kind, run, clamped)
+        return self.chosen[kind]
+
+    def _choose(self, kind: Hashable, run: Run, clamped: Mapping[str, Value]) -> str:
+        pieces = self.backends["aten"].pieces(run, clamped)
+        devices = {v[0].device.type for v in clamped.values() if isinstance(v[0], torch.Tensor)}
+        if pieces is None or not all(map(is_available, devices)):
+            return "aten"
+        key = cache.digest("back end", run.rule, *(signature(piece.module.graph) for piece in pieces))
+        seconds = cache.load(key)
+        if not isinstance(seconds, dict) or set(seconds) != set(self.backends):
+            try:
+                seconds = {name: statistics.median(found) for name, found in self._measured(run, clamped).items()}
+            except NonFiniteError:  # the step that follows says so, with the user's own loss
+                return "aten"
+            cache.store(key, seconds)
+        self.seconds[kind] = seconds
+        name: str = min(seconds, key=seconds.__getitem__)
+        logger.info(
+            "backend 'auto' runs %s by %r: %s",
+            self.program.rule,
+            name,
+            ", ".join(f"{name} {1e3 * value:.3g} ms" for name, value in seconds.items()),
+        )
+        return name
+
+    def _measured(self, run: Run, clamped: Mapping[str, Value]) -> dict[str, list[float]]:
+        def step(backend: AtenBackend) -> Callable[[], Any]:
+            parameters = {name: clamped[name][0].detach().clone() for name in self._descended()}
+
+            def call() -> None:
+                alone = Run(run.rule, run.kinds, parameters)
+                state = backend.feed_forward(alone, clamped)
+                backend.infer(alone, state, self._unit_errors(state))
+
+            return call
+
+        devices = {v[0].device for v in clamped.values() if isinstance(v[0], torch.Tensor) and v[0].is_cuda}
+        with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
+            return measure({name: step(backend) for name, backend in self.backends.items()}, bool(devices))
+
+    def _descended(self) -> list[str]:
+        return [v.name for v in self.program.vertices if v.kind is Kind.PARAMETER and v.requires_grad]
+
+    def _unit_errors(self, state: State) -> dict[str, Value]:
+        """A derivative of one for everything that can have one."""
+        vertices = self.program.vertices
+        loss = [v for v in vertices if v.kind is Kind.LOSS and v.nodes]
+        return {
+            vertex.name: tuple(
+                torch.ones_like(part) if component.free and isinstance(part, torch.Tensor) else None
+                for part, component in zip(state["value", vertex.name], vertex.components, strict=True)
+            )
+            for vertex in loss or [v for v in vertices if v.kind is Kind.OUTPUT]
+        }
+
+
+def measure(calls: Mapping[str, Callable[[], Any]], on_cuda: bool) -> dict[str, list[float]]:
+    """Seconds of each call, several times, one after the other in turn, after warming up."""
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repetition in range(_WARM_UPS + _REPETITIONS):
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            if repetition >= _WARM_UPS:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
