@@ -129,10 +129,11 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
         The program, and why not all of the sizes could be left open.
     """
     fixed = ""
+    inputs = _aliases(inputs)
     every, first = open_dimensions(inputs), open_dimensions(inputs, only_first=True)
     for shapes in ([every] if every == first else [every, first]) if dynamic else []:
         try:
-            exported = torch.export.export(module, _aliases(inputs), dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             return _decomposed(exported), fixed
         except PCCompileError:
             raise
@@ -147,7 +148,7 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 
 def _aliases(inputs: tuple[Any, ...]) -> Any:
-    """The inputs as other tensors: torch.export marks tensors as dynamic for good, and these are the caller's."""
+    """The inputs as other tensors: torch.export marks sizes on them, and takes the caller's own marks for its own."""
     made: dict[int, torch.Tensor] = {}
 
     def alias(tensor: torch.Tensor) -> torch.Tensor:
