@@ -32,7 +32,7 @@ class ModelState:
     Building one reads all of the model's code; `holds` compares objects by identity, which takes microseconds a module.
 
     Attributes:
-        modes: training or evaluation, module by module.
+        modes: training or evaluation, of each of `modules_of(model, loss_fn)`.
         tensors: dtype, device, shape, requires_grad and ties of every parameter and buffer.
         python: attributes, hooks, globals and closures that the forward may read.
         learns: whether some parameter or buffer requires a gradient.
@@ -41,11 +41,11 @@ class ModelState:
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
         self.model, self.loss_fn = model, loss_fn
-        self.modes: tuple[bool, ...] = tuple(module.training for module in model.modules())
+        modules = modules_of(model, loss_fn)
+        self.modes: tuple[bool, ...] = tuple(module.training for module in modules)
         self.tensors: tuple[Hashable, ...] = tuple(tensors_key(model, loss_fn).values())
         self.python: tuple[Hashable, ...] = python_key(model, loss_fn)
         self._hash = hash((self.modes, self.tensors, self.python))
-        modules = modules_of(model, loss_fn)
         self._dictionaries = dictionaries_of(modules)
         self._sizes = list(map(len, self._dictionaries))
         self._keys = list(chain.from_iterable(self._dictionaries))

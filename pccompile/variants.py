@@ -13,7 +13,7 @@ from torch import nn
 
 from pccompile.call import Call
 from pccompile.capture import Captured, Shape
-from pccompile.capture.reads import sharing_key, tensors_key
+from pccompile.capture.reads import modules_of, sharing_key, tensors_key
 from pccompile.compiled import Compiled
 from pccompile.modelstate import ModelState
 
@@ -205,8 +205,9 @@ def _changes(model: nn.Module, entry: _Entry, key: Key) -> list[str]:
                 found.append(f"{name}: {word} {a} -> {b}")
     if old.shapes != key.shapes and not found:
         found.append(_objection(entry, key) or "an input has another shape")
+    paths = {module: path for path, module in model.named_modules()}
     found += _changed(
-        (f"{name or type(model).__name__} is" for name, _ in model.named_modules()),
+        (f"{paths.get(module) or type(module).__name__} is" for module in modules_of(model, key.model.loss_fn)),
         ("in training mode" if mode else "in evaluation mode" for mode in old.model.modes),
         ("in training mode" if mode else "in evaluation mode" for mode in key.model.modes),
     )

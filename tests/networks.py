@@ -139,4 +139,4 @@ _MADE = {
 def zil_program(name: str) -> Program:
     """The Z-IL program of a network, compiled once."""
     model, inputs = _MADE[name]
-    return pccompile.compile(model(), example_inputs=inputs()).program
+    return pccompile.compile(model(), example_inputs=inputs(), dynamic=False).program

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pccompile
+import pccompile.module
+from pccompile.backends import AtenBackend
 from pccompile.dynamo import backend
 from pccompile.errors import CaptureError, UsageError
 
@@ -169,6 +171,26 @@ def test_a_rule_and_its_arguments_pass_through(options):
     assert_equal_state(model, twin)
     exact = torch.autograd.grad(F.cross_entropy(twin(x), y), twin[0].weight)[0]
     assert not torch.allclose(model[0].weight.grad, exact, rtol=1e-2)
+
+
+def test_the_back_end_of_the_pieces_is_chosen_by_an_option():
+    model = mlp()
+    compiled, twin, pieces = pair(model, backend="aten")
+    x, y = torch.randn(6, 4), torch.randint(5, (6,))
+    backward(partial(loss_of, compiled, x, y))
+    backward(partial(loss_of, twin, x, y))
+    assert_equal_state(model, twin)
+    assert isinstance(pieces[0]._latest.backend, AtenBackend)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_pieces_are_compared_with_eager_unless_an_option_says_no(verify, monkeypatch):
+    compared = []
+    monkeypatch.setattr(pccompile.module, "verify", lambda *arguments: compared.append(arguments))
+    compiled, _, pieces = pair(mlp(), verify=verify)
+    compiled(torch.randn(6, 4))
+    assert len(pieces) == 1
+    assert len(compared) == int(verify)
 
 
 def test_without_gradients_nothing_is_compiled():

@@ -50,8 +50,8 @@ def gradients(pc, inputs, target):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_optimised_program_agrees_with_the_literal_one(name, rule):
     model, inputs, target = make(name, torch.float64)
-    optimised = gradients(pccompile.compile(model, rule, loss_fn=loss_fn), inputs, target)
-    literal = gradients(pccompile.compile(model, rule, loss_fn=loss_fn, optimize=False), inputs, target)
+    optimised = gradients(pccompile.compile(model, rule, loss_fn=loss_fn, dynamic=False), inputs, target)
+    literal = gradients(pccompile.compile(model, rule, loss_fn=loss_fn, dynamic=False, optimize=False), inputs, target)
     difference = sum(float((a - b).square().sum()) for a, b in zip(optimised, literal, strict=True) if b is not None)
     size = sum(float(b.square().sum()) for b in literal if b is not None)
     assert [a is None for a in optimised] == [b is None for b in literal]

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.decompose import Opened, decompose
 from pccompile.capture.restore import restore_eager_operators
-from pccompile.capture.shapes import domain_of_export, open_dimensions
+from pccompile.capture.shapes import SimpleSizes, domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_function, source_of_stack
 from pccompile.capture.state import refuse_changes
 from pccompile.capture.structure import Structure
@@ -53,7 +53,7 @@ class WithLoss(nn.Module):
         self.training = model.training
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[Any]:
-        with Watch(), refuse_changes(self.model, self.loss_fn):
+        with SimpleSizes(), Watch(), refuse_changes(self.model, self.loss_fn):
             with _assigned_buffers_written(self.model):
                 outputs = self.model(*args, **kwargs)
             if self.loss_fn is not None:
@@ -123,21 +123,22 @@ def _refuse_compressed(values: list[Any]) -> None:
 
 
 def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:
-    """Export with open sizes if asked to; else, or where the model does not allow it, with the sizes of these inputs.
+    """Export with open sizes if asked to; where the model does not allow it, with open batch sizes; else with fixed.
 
     Returns:
-        The program, and why the sizes could not be left open.
+        The program, and why not all of the sizes could be left open.
     """
     fixed = ""
-    if dynamic:
+    inputs = _aliases(inputs)
+    every, first = open_dimensions(inputs), open_dimensions(inputs, only_first=True)
+    for shapes in ([every] if every == first else [every, first]) if dynamic else []:
         try:
-            shapes = open_dimensions(inputs)
-            exported = torch.export.export(module, _aliases(inputs), dynamic_shapes=shapes, strict=False)
-            return _decomposed(exported), ""
+            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            return _decomposed(exported), fixed
         except PCCompileError:
             raise
         except Exception as error:
-            fixed = f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
+            fixed = fixed or f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
     return _decomposed(torch.export.export(module, inputs, strict=False)), fixed
 
 
@@ -147,7 +148,7 @@ def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 
 def _aliases(inputs: tuple[Any, ...]) -> Any:
-    """The inputs as other tensors: torch.export marks tensors as dynamic for good, and these are the caller's."""
+    """The inputs as other tensors: torch.export marks sizes on them, and takes the caller's own marks for its own."""
     made: dict[int, torch.Tensor] = {}
 
     def alias(tensor: torch.Tensor) -> torch.Tensor:

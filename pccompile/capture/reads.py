@@ -89,8 +89,7 @@ def python_key(model: nn.Module, loss_fn: Any = None) -> tuple[Any, ...]:
         for name, value in _attributes_read(modules, code)
     ]
     parts += [(name.label, _value_key(name.get(), seen)) for name in code.names.values()]
-    kinds = tuple([(type(module), module.training) for module in modules])
-    return kinds, tuple(parts), tuple(map(_Identity, _hooks(modules)))
+    return tuple(map(type, modules)), tuple(parts), tuple(map(_Identity, _hooks(modules)))
 
 
 def _attributes_read(modules: list[nn.Module], code: _Code) -> Iterator[tuple[str, Any]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 from torch.export import Dim
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.printers import PythonPrinter
 
-__all__ = ["Shape", "ShapeDomain", "domain_of_export", "open_dimensions"]
+__all__ = ["OpenSizesError", "Shape", "ShapeDomain", "SimpleSizes", "domain_of_export", "open_dimensions"]
 
 Shape = tuple[int, ...] | None  # None: not a tensor
 
@@ -66,21 +71,66 @@ class ShapeDomain:
                 else:
                     derived.append((place, wanted, size))
         for place, expression, size in derived:
-            if expression.subs(sizes) != size:
-                return f"{place} is {size}, captured for {expression.subs(sizes)}"
-        broken = next((guard for guard in self.guards if guard.subs(sizes) != sympy.true), None)
+            if _at(expression, sizes) != size:
+                return f"{place} is {size}, captured for {_at(expression, sizes)}"
+        broken = next((guard for guard in self.guards if _at(guard, sizes) is not True), None)
         return "" if broken is None else f"the forward relied on {broken} at {_where(sizes)}"
 
 
-def open_dimensions(inputs: Any) -> Any:
-    """The `dynamic_shapes` argument of torch.export that leaves every dimension open that can be."""
+def open_dimensions(inputs: Any, only_first: bool = False) -> Any:
+    """The `dynamic_shapes` argument of torch.export that leaves every dimension open that can be.
+
+    Args:
+        only_first: only the first of each tensor, which is the batch in most models.
+    """
 
     def of(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return None
-        return {dimension: Dim.AUTO for dimension, size in enumerate(value.shape) if size > 1}
+        sizes = value.shape[:1] if only_first else value.shape
+        return {dimension: Dim.AUTO for dimension, size in enumerate(sizes) if size > 1}
 
     return pytree.tree_map(of, inputs)
+
+
+class OpenSizesError(Exception):
+    """The sizes inside the forward are too complicated to be left open."""
+
+
+class SimpleSizes(TorchFunctionMode):
+    """Active while a forward is traced with open sizes: gives up before their expressions outgrow the model.
+
+    Every operator compares sizes, and the cost of that grows with the expressions: windows, padding and shifts of a
+    Swin transformer make sizes of a hundred operations, and a trace of minutes.
+
+    Raises:
+        OpenSizesError: a result has a size that takes more than MOST_OPERATIONS operations to write down.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function and look at the sizes of its results."""
+        result = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                _refuse_complicated(value)
+        return result
+
+
+MOST_OPERATIONS = 20  # 9 in the inception networks, 5 in the other convolutional networks of torchvision, 1 in GPT-2
+
+
+def _refuse_complicated(value: torch.Tensor) -> None:
+    for dimension, size in enumerate(value.shape):
+        if isinstance(size, torch.SymInt) and _operations(size.node.expr) > MOST_OPERATIONS:
+            count = _operations(size.node.expr)
+            raise OpenSizesError(f"dimension {dimension} of an activation would take {count} operations to compute")
+
+
+@cache
+def _operations(expression: sympy.Expr) -> int:
+    return int(sympy.count_ops(expression))
 
 
 def domain_of_export(
@@ -114,6 +164,20 @@ def _size(size: int | torch.SymInt) -> int | sympy.Expr:
         return size
     expression = sympy.sympify(size.node.expr)
     return int(expression) if expression.is_number else expression
+
+
+def _at(expression: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> Any:
+    """The expression's value at these sizes; None if it reads another."""
+    try:
+        return eval(_code(expression), {"math": math}, {symbol.name: size for symbol, size in sizes.items()})
+    except NameError:
+        return None
+
+
+@cache
+def _code(expression: sympy.Basic) -> CodeType:
+    """As Python, which is evaluated at every call of the model: a hundred times quicker than substituting."""
+    return compile(PythonPrinter().doprint(expression), "<sizes>", "eval")
 
 
 def _range(low: float, high: float) -> str:

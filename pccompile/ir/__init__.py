@@ -1,11 +1,16 @@
-"""The intermediate representation, to be read in this order: grammar, check, text, parse, json, evaluate."""
+"""The intermediate representation.
+
+To be read in this order: grammar (with its parts, vertex and schedule), check, text, parse, json, evaluate.
+"""
 
 from pccompile.ir.check import check_locality, verify
 from pccompile.ir.evaluate import Evaluator, Semantics
-from pccompile.ir.grammar import CLAMPED, Action, Component, Kind, Program, Schedule, Span, Time, Update, Vertex, Work
+from pccompile.ir.grammar import Program
 from pccompile.ir.json import from_json, to_json
 from pccompile.ir.parse import parse
+from pccompile.ir.schedule import Action, Schedule, Span, Time, Update
 from pccompile.ir.text import table
+from pccompile.ir.vertex import CLAMPED, Component, Kind, Vertex, Work
 
 __all__ = [
     "CLAMPED",

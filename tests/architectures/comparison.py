@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,14 @@ def assert_trains_as_autograd_does(model: nn.Module, step: Step, **options: Any)
     pc = pccompile.compile(model, **options)
     assert_same_step(twin, pc, step)
     return pc
+
+
+def assert_one_capture_serves(model: nn.Module, steps: Sequence[Step]) -> None:
+    """The same as above for several steps on inputs of different sizes, with a single capture for all of them."""
+    twin, pc = copy.deepcopy(model), pccompile.compile(model)
+    for step in steps:
+        assert_same_step(twin, pc, step)
+    assert len(pc._variants._entries) == 1
 
 
 def assert_same_step(twin: nn.Module, pc: pccompile.PCModule, step: Step) -> None:

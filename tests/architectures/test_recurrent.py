@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_trains_as_autograd_does, relative_error
+from comparison import assert_one_capture_serves, assert_trains_as_autograd_does, relative_error
 from torch import nn
 from torch.nn.utils import rnn
 
@@ -58,8 +58,9 @@ class Translator(nn.Module):
 
 def tagging(module, x, *state):
     outputs = module(x, *state)
+    scores = outputs["scores"].flatten(0, 1)
     flat = outputs["state"] if isinstance(outputs["state"], tuple) else (outputs["state"],)
-    return outputs, F.cross_entropy(outputs["scores"].flatten(0, 1), torch.arange(18) % 5) + sum(map(torch.sum, flat))
+    return outputs, F.cross_entropy(scores, torch.arange(len(scores)) % 5) + sum(map(torch.sum, flat))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,6 +68,11 @@ def tagging(module, x, *state):
 def test_several_layers_in_both_directions_with_dropout_between_them(kind, dtype):
     model, x = Tagger(kind).to(dtype), torch.randn(3, 6, 3, dtype=dtype)
     assert_trains_as_autograd_does(model, lambda module: tagging(module, x), dynamic=False)
+
+
+def test_one_capture_serves_batches_of_other_sizes():
+    batches = torch.randn(3, 6, 3), torch.randn(5, 6, 3)
+    assert_one_capture_serves(Tagger(nn.LSTM), [lambda module, x=x: tagging(module, x) for x in batches])
 
 
 def test_a_state_handed_in_and_a_projected_state():

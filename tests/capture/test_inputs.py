@@ -113,10 +113,23 @@ def test_a_write_into_one_of_two_inputs_that_share_memory_is_refused():
         pc(x, x)
 
 
-def test_capture_leaves_no_marks_on_the_inputs():
+def test_a_capture_that_fails_leaves_no_marks_on_the_inputs():
     x = batch()
-    pccompile.compile(model_of(lambda self, x: self.fc(x))(), example_inputs=x)
+    with pytest.raises(DataDependentError):
+        pccompile.compile(model_of(lambda self, x: self.fc(x) if x.sum() > 0 else x)(), example_inputs=x)
     assert not vars(x)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_marks_of_the_callers_stay_on_the_inputs_and_decide_nothing(dynamic):
+    x = batch()
+    torch._dynamo.mark_dynamic(x, 0)
+    marks = dict(vars(x))
+    pc = pccompile.compile(model_of(lambda self, x: self.fc(x))(), example_inputs=x, dynamic=dynamic)
+    assert vars(x) == marks
+    first = pc.program
+    pc(batch()[:2])
+    assert (pc.program is first) == dynamic
 
 
 def test_outputs_may_be_inputs_parameters_and_views_of_them():

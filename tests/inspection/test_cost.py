@@ -39,7 +39,7 @@ def operations_of(call) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_are_those_that_torch_counts_and_zil_costs_what_autograd_costs(name):
     model, inputs, target = make(name)
-    pc = pccompile.compile(model, loss_fn=loss_fn, example_inputs=inputs, example_target=target)
+    pc = pccompile.compile(model, loss_fn=loss_fn, example_inputs=inputs, example_target=target, dynamic=False)
     cost = pc.program.cost()
     assert cost.total == cost.autograd_total
     args = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -52,7 +52,7 @@ def test_operations_are_those_that_torch_counts_and_zil_costs_what_autograd_cost
 def test_strict_inference_costs_what_torch_counts_less_the_steps_before_the_first_errors():
     model, inputs, target = make("mlp")
     rule = pccompile.Strict(steps=5)
-    pc = pccompile.compile(model, rule, loss_fn, example_inputs=inputs, example_target=target)
+    pc = pccompile.compile(model, rule, loss_fn, example_inputs=inputs, example_target=target, dynamic=False)
     cost = pc.program.cost(steps=5)
     measured = operations_of(lambda: pc.loss(inputs, target).backward())
     products = 2 * 6 * 8 * 8  # of the middle layer's error, which is zero in step 0
@@ -63,7 +63,7 @@ def test_strict_inference_costs_what_torch_counts_less_the_steps_before_the_firs
 
 def test_the_literal_program_costs_more_and_every_pass_at_most_as_much_as_the_one_before():
     model, inputs, _ = make("skips")
-    stages = pccompile.compile(model, example_inputs=inputs).program.stages
+    stages = pccompile.compile(model, example_inputs=inputs, dynamic=False).program.stages
     operations = [stage.cost().total.operations for stage in stages.values()]
     after_level = operations[1:]
     assert after_level == sorted(after_level, reverse=True)
@@ -79,7 +79,7 @@ def test_zil_costs_what_autograd_costs_on_any_graph(graph):
 
 def test_the_table_shows_vertices_totals_and_the_ratio():
     model, inputs, _ = make("mlp")
-    program = pccompile.compile(model, example_inputs=inputs).program
+    program = pccompile.compile(model, example_inputs=inputs, dynamic=False).program
     lines = str(program.cost()).splitlines()
     assert lines[0].split() == ["vertex", "operations", "bytes", "launches"]
     assert lines[-1].split() == ["ratio", "1.00", "1.00", "1.00"]
@@ -91,7 +91,7 @@ def test_the_table_shows_vertices_totals_and_the_ratio():
 
 def test_views_launch_nothing_and_cost_survives_json():
     model, inputs, _ = make("mnist network")
-    program = pccompile.compile(model, example_inputs=inputs).program
+    program = pccompile.compile(model, example_inputs=inputs, dynamic=False).program
     assert program.vertex("flatten").work.launches == 0
     assert program.vertex("conv1").work.operations == 2 * inputs.shape[0] * 26 * 26 * 10 * 9
     assert pccompile.Program.from_json(program.to_json()).cost() == program.cost()

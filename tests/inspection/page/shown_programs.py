@@ -19,13 +19,13 @@ MODELS = {
 @functools.cache
 def program_of(name: str) -> Program:
     model, inputs = MODELS[name]
-    return pccompile.compile(model(), example_inputs=inputs()).program
+    return pccompile.compile(model(), example_inputs=inputs(), dynamic=False).program
 
 
 @functools.cache
 def recorded(rule) -> tuple[Program, pccompile.Recording]:
     model, inputs, target = make("residual blocks with batch norm")
-    pc = pccompile.compile(model, rule, loss_fn)
+    pc = pccompile.compile(model, rule, loss_fn, dynamic=False)
     with pccompile.record(pc) as recording:
         for _ in range(3):
             pc.step(inputs, target, torch.optim.SGD(model.parameters(), 0.1))

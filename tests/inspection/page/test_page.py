@@ -205,6 +205,39 @@ def test_the_keyboard_does_everything(show):
     page.wait_for_selector('g.node[data-name="conv1.weight"]')
 
 
+def test_the_wheel_zooms_about_the_pointer_and_dragging_moves_the_graph(show):
+    page = show(program_of("mnist"))
+    page.click("#fit")
+    page.wait_for_timeout(400)
+    node = page.locator("#graph g.node rect.box").first
+
+    def box():
+        found = node.bounding_box()
+        return found["x"], found["y"], found["width"], found["height"]
+
+    x, y, width, height = box()
+    pointer = x + width / 4, y + height / 4
+    page.mouse.move(*pointer)
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(200)
+    closer = box()
+    assert closer[2] > 1.2 * width
+    assert closer[3] / height == pytest.approx(closer[2] / width, rel=0.05)  # lines keep their width
+    assert (closer[0] + closer[2] / 4, closer[1] + closer[3] / 4) == pytest.approx(pointer, abs=2)
+    page.mouse.wheel(0, 300)
+    page.wait_for_timeout(200)
+    assert box() == pytest.approx((x, y, width, height), abs=2)
+
+    frame = page.locator("#graph").bounding_box()
+    edge = frame["x"] + 5, frame["y"] + frame["height"] / 2
+    page.mouse.move(*edge)
+    page.mouse.down()
+    page.mouse.move(edge[0] + 60, edge[1] - 40, steps=4)
+    page.mouse.up()
+    assert box() == pytest.approx((x + 60, y - 40, width, height), abs=2)
+    assert page.said == []
+
+
 def test_enter_opens_and_folds_the_selected_module(show):
     page = show(program_of("resnet18"))
     page.click("#fold")
