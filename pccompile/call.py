@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,15 +12,14 @@ from torch.utils import _pytree as pytree
 __all__ = ["Call", "Loss", "kind_of"]
 
 Loss = Callable[..., torch.Tensor]
-_kind_of_strided = attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 def kind_of(value: Any) -> Hashable:
-    """Shape, dtype, device, requires_grad and strides (or layout) of a tensor; type and text of anything else."""
+    """Shape, strides (or layout), dtype, device and requires_grad of a tensor; type and text of anything else."""
     if not isinstance(value, torch.Tensor):
         return type(value).__name__, repr(value)
-    strided = value.layout is torch.strided
-    return (*_kind_of_strided(value), value.stride() if strided else str(value.layout))
+    strides = value.stride() if value.layout is torch.strided else str(value.layout)
+    return value.shape, strides, value.dtype, value.device, value.requires_grad
 
 
 class Call:
@@ -33,7 +31,7 @@ class Call:
         args, kwargs, targets: the arguments.
         flat: the tensors and other leaves of (args, kwargs by name, targets): what a capture's leaves index.
         structure: how they are nested; equal for calls whose leaves mean the same.
-        kinds: of each leaf, shape, strides, dtype, device and requires_grad of a tensor; anything else itself.
+        kinds: `kind_of` each leaf.
     """
 
     __slots__ = ("args", "flat", "kinds", "kwargs", "loss_fn", "model", "structure", "targets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pccompile.capture import Captured, capture, is_symbolic, leaf_value
 from pccompile.capture.rehearse import initialise_lazy_modules
 from pccompile.compiled import Compiled, Execution, compile_captured
 from pccompile.errors import DoubleBackwardError, UsageError
-from pccompile.ir.grammar import Program
+from pccompile.ir.grammar import Kind, Program
 from pccompile.losses import averages_over_batch
 from pccompile.modelstate import ModelState, is_tensor_that_learns
 from pccompile.rules import Rule
@@ -70,6 +71,7 @@ class PCModule(nn.Module):
         self.recorder: Any = None  # a Recording while `pccompile.record` is on
         self._variants = Variants()
         self._states: dict[bool, ModelState] = {}  # without and with the loss
+        self._recent: dict[bool, _Recent] = {}
         self._latest: Compiled | None = None
 
     # Calls --------------------------------------------------------------------------------------------------------
@@ -205,11 +207,26 @@ class PCModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles carry: not what was captured and compiled, which is made again when needed."""
-        return {**self.__dict__, "_variants": Variants(), "_states": {}, "_latest": None, "recorder": None}
+        return {
+            **self.__dict__,
+            "_variants": Variants(),
+            "_states": {},
+            "_recent": {},
+            "_latest": None,
+            "recorder": None,
+        }
 
     def extra_repr(self) -> str:
         """The rule."""
         return repr(self.rule)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What may be set on the module between calls and changes what runs."""
+        return (
+            *(self.rule, self.vertices, self.backend, self.decompose, self.record_energies),
+            *(self.optimize, self.verify, self.capture_method, self.dynamic),
+        )
 
     # Compilation ----------------------------------------------------------------------------------------------------
 
@@ -229,11 +246,15 @@ class PCModule(nn.Module):
 
     def _execution(self, call: Call, state: ModelState | None = None) -> Execution:
         state = state or self._model_state(call)
-        compiled = self.__dict__["_latest"] = self._variant(call, state)
-        if compiled not in state.leaves:
-            state.leaves[compiled] = compiled.held_leaves(self.model, call.loss_fn)
+        recent = self._recent.get(call.loss_fn is None)
+        if recent is None or not recent.serves(self, call, state):
+            compiled = self._variant(call, state)
+            if compiled not in state.leaves:
+                state.leaves[compiled] = compiled.held_leaves(self.model, call.loss_fn)
+            recent = self._recent[call.loss_fn is None] = _Recent(self, call, state, compiled)
+        self.__dict__["_latest"] = recent.compiled
         run = Run(self.rule, kinds=call.kinds, record_energies=self.record_energies)
-        execution = Execution(compiled, run, self.model, call.loss_fn, call.flat, state.leaves[compiled])
+        execution = Execution(recent.compiled, run, self.model, call.loss_fn, call.flat, recent.held)
         if self.recorder is not None:
             execution = self.recorder.watched(execution, call)
         return execution
@@ -290,6 +311,34 @@ class PCModule(nn.Module):
             loss if name == captured.loss else constant if name is None else execution.value(name)
             for name, constant in zip(captured.outputs, captured.constants, strict=True)
         ]
+
+
+class _Recent:
+    """The last call, for the next one of the same kind, which is told without the cache's keys."""
+
+    __slots__ = ("_call", "_options", "_plain", "compiled", "held", "state")
+
+    def __init__(self, pc: PCModule, call: Call, state: ModelState, compiled: Compiled) -> None:
+        self.state, self.compiled, self.held = state, compiled, state.leaves[compiled]
+        self._call = call.structure, call.kinds
+        self._options = pc.options
+        writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)
+        self._plain = _are_distinct(call.flat) and not writes_inputs and not torch._C._is_any_autocast_enabled()
+
+    def serves(self, pc: PCModule, call: Call, state: ModelState) -> bool:
+        """Whether a call runs what the last one ran; shared memory matters only where inputs are written into."""
+        return (
+            self._plain
+            and state is self.state
+            and (call.structure, call.kinds) == self._call
+            and all(map(is_, pc.options, self._options))
+            and not torch._C._is_any_autocast_enabled()
+            and _are_distinct(call.flat)
+        )
+
+
+def _are_distinct(values: list[Any]) -> bool:
+    return len(set(map(id, values))) == len(values)
 
 
 class _Sweep(torch.autograd.Function):
