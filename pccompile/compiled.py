@@ -88,6 +88,11 @@ class Compiled:
         return [n in self.tracked for n in ([captured.loss] if captured.loss is not None else captured.outputs)]
 
     @cached_property
+    def descends(self) -> bool:
+        """Whether parameters take steps while values move."""
+        return any(action is Action.DESCEND for action, _ in self.program.updates)
+
+    @cached_property
     def output_vertices(self) -> list[Vertex]:
         """The output vertices, in feed-forward order."""
         return [vertex for vertex in self.program.vertices if vertex.kind is Kind.OUTPUT]
@@ -256,7 +261,7 @@ class Execution:
         """
         if self.state is None:
             raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
-        outer, outputs = self._output_derivatives(gradients)
+        outputs = self._output_derivatives(gradients)
         with self._environment():
             found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
         if not keep:
@@ -265,7 +270,7 @@ class Execution:
             result = {name: value[0] for name, value in found.items() if value[0] is not None}
             if not self.run.rule.exact:
                 result |= self._unreached(result)
-            return result if outer is None else {name: outer * gradient for name, gradient in result.items()}
+            return result
 
     def _unreached(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Zeros for what is learned but has no error yet: too few steps for the wavefront to arrive is no absence."""
@@ -277,18 +282,18 @@ class Execution:
             and any((Action.LEARN, child.name) in program.updates for child in program.children(name))
         }
 
-    def _output_derivatives(
-        self, gradients: Sequence[torch.Tensor | None]
-    ) -> tuple[torch.Tensor | None, dict[str, Value]]:
-        """dF/dmu by vertex, and the factor left for the end where inference is not linear in it."""
+    def _output_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
+        """dF/dmu by vertex. Inference that is not linear in it follows the loss itself; Learn gets the factor."""
         loss = self.compiled.loss_vertex
         if loss is None:
-            return None, self._external_derivatives(gradients)
+            return self._external_derivatives(gradients)
         given = gradients[0]
         assert given is not None
         if not self.run.rule.needs_loss:
-            return None, {loss.name: (given,)}
-        return given / self.run.loss_scale, {loss.name: (torch.full_like(given, self.run.loss_scale),)}
+            return {loss.name: (given,)}
+        if not self.compiled.descends:  # else the run divides what it hands to the optimizer
+            self.run.learn_factor = given / -self.run.loss_scale
+        return {loss.name: (torch.full_like(given, self.run.loss_scale),)}
 
     def _external_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
         by_node: dict[str, torch.Tensor] = {}

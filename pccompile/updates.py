@@ -10,7 +10,7 @@ import torch
 
 from pccompile.derivatives import Value
 
-__all__ = ["ValueOptimizer", "compare", "infer", "learn", "negative", "relax", "squared_norm", "total"]
+__all__ = ["ValueOptimizer", "compare", "infer", "learn", "negative", "relax", "scaled", "squared_norm", "total"]
 
 
 def total(contributions: Iterable[Value | None]) -> Value | None:
@@ -38,6 +38,11 @@ def compare(value: Value, prediction: Value, free: tuple[bool, ...]) -> Value:
 def negative(value: Value | None) -> Value | None:
     """-value, component by component; None stands for zero."""
     return None if value is None else tuple(None if part is None else -part for part in value)
+
+
+def scaled(factor: Any, value: Value | None) -> Value | None:
+    """factor * value, component by component; None stands for zero."""
+    return None if value is None else tuple(None if part is None else factor * part for part in value)
 
 
 def relax(error: Value | None, step_size: float, *contributions: Value | None) -> Value | None:

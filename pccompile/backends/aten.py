@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -39,6 +40,7 @@ class Executable:
 Compile = Callable[[FlatPiece], Executable]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_NOTHING = nullcontext()
 
 
 def as_it_is(piece: FlatPiece) -> Executable:
@@ -147,6 +149,7 @@ class AtenBackend:
         self.lowered: Lowered = lower(program)
         self.infers = any(action is Action.INFER for action, _ in program.updates)
         self.needed = results_of(program)
+        self.loops = any(piece.loop for piece in self.lowered.error_sweep)
         self.eager: EagerBackend | None = None
         self.plans: dict[Hashable, _Plan | None] = {}
         self.fragments: dict[Hashable, Fragment] = {}
@@ -182,7 +185,7 @@ class AtenBackend:
         tensors: dict[str, Any] = {key: clamped[name][0] for name, key in plan.keys}
         if plan.scalars:
             tensors |= self._scalars(run, plan)
-        with torch.enable_grad():  # some operators keep what their derivative needs only then
+        with _gradients_enabled():
             plan.prediction.run(tensors, release=False)
         state: State = {("plan", ""): plan, ("tensors", ""): tensors}
         plan.prediction.results(tensors, state)
@@ -202,7 +205,7 @@ class AtenBackend:
         errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
         sweep = self._sweep(plan, errors)
         tensors |= sweep.enter(errors)
-        with torch.enable_grad():
+        with _gradients_enabled():
             for stage in sweep.stages:
                 self._run(run, stage, tensors, state, keep)
         if self.infers:
@@ -223,9 +226,10 @@ class AtenBackend:
 
     def _after_step(self, run: Run, stage: _Stage, tensors: dict[str, Any], state: State) -> None:
         stage.results(tensors, state)
-        for parameter, key in stage.piece.descents:
-            run.descend(parameter, None if key is None else (tensors[key],))
-        run.end_step()
+        if stage.piece.descents:
+            for parameter, key in stage.piece.descents:
+                run.descend(parameter, None if key is None else (tensors[key],))
+            run.end_step()
         if self.infers and run.records and stage.piece.compares:
             run.energies.append(energy(self.program, run, state))
 
@@ -256,7 +260,7 @@ class AtenBackend:
 
     def _options(self, run: Run) -> Hashable:
         """What of a rule is written into the graphs."""
-        if not any(piece.loop for piece in self.lowered.error_sweep):
+        if not self.loops:
             return None
         optimizer = value_optimizer(run.rule)
         return optimizer.kind, optimizer.momentum, optimizer.betas, optimizer.epsilon, self._loops(run)
@@ -316,6 +320,11 @@ class AtenBackend:
 
     def _stage(self, piece: FlatPiece) -> _Stage:
         return _Stage(piece, self.compile_graph(piece))
+
+
+def _gradients_enabled() -> AbstractContextManager[Any]:
+    """Some operators keep what their derivative needs only where gradients are enabled."""
+    return _NOTHING if torch.is_grad_enabled() else torch.enable_grad()
 
 
 def _mask(errors: Mapping[str, Value]) -> Hashable:

@@ -80,8 +80,9 @@ def _compile(region: Region) -> Compiled:
     with fakes(), torch.no_grad():
         traced = make_fx(functional, decomposition_table=select_decomp_table())(*kinds)
     traced.graph.output_node().meta["user_visible_output_idxs"] = range(len(region.outputs))  # keep their strides
+    on_cpu = all(kind.device.type == "cpu" for kind in kinds)  # there, operators are called from C++ as well
     with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):  # the draws that eager PyTorch makes
-        compiled: Any = compile_fx_inner(traced, kinds)
+        compiled: Any = compile_fx_inner(traced, kinds, cpp_wrapper=on_cpu)
     _compiled[region.signature] = compiled
     if len(_compiled) > _KEPT:
         _compiled.popitem(last=False)
@@ -152,10 +153,12 @@ def _with_tensors(graph: fx.Graph, call: Compiled) -> Compiled:
     def run(inputs: list[Any]) -> Any:
         for index in numbers:
             value = inputs[index]
-            if not isinstance(value, torch.Tensor):
-                if value not in known:
-                    known[value] = torch.tensor(value, dtype=torch.float64, device=device)
-                inputs[index] = known[value]
+            if isinstance(value, torch.Tensor):
+                inputs[index] = value.to(device, torch.float64)
+                continue
+            if value not in known:
+                known[value] = torch.tensor(value, dtype=torch.float64, device=device)
+            inputs[index] = known[value]
         return call(inputs)
 
     return run

@@ -45,7 +45,7 @@ class TorchSemantics:
         return infer(self.run.optimizer, value, error, moment, *contributions)
 
     def learn(self, gradient: Value | None, gain: str, contribution: Value) -> Value | None:
-        factor = -1.0 if gain == "1" else self.run.gain(int(gain[2:-1]), -1.0)
+        factor = self.run.learn_factor if gain == "1" else self.run.gain(int(gain[2:-1]), -1.0)
         return learn(gradient, factor, contribution)
 
     def descend(self, parameter: Vertex, gradient: Value | None) -> None:

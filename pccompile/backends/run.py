@@ -33,6 +33,7 @@ class Run:
         optimizer_step: takes one step of the parameters' optimizer; only the incremental rule needs it.
         loss_scale: how many samples the loss is the mean of: inference descends loss_scale * L + sum |e|^2 / 2.
         loss_error: the error of the loss vertex, as a value.
+        learn_factor: what turns J^T e, after inference that moves values, into the gradient that is asked for.
         random_states: random states of the forward pass's draws, so that they are held in every step.
         energies: the energy of each step, filled while inferring if somebody reads it.
         record_energies: somebody does.
@@ -45,6 +46,7 @@ class Run:
     optimizer_step: Callable[[], Any] | None = None
     loss_scale: float = 1.0
     loss_error: Value | None = None
+    learn_factor: Any = -1.0
     random_states: RandomStates = field(default_factory=dict)
     energies: list[float] = field(default_factory=list)
     record_energies: bool = False

@@ -13,7 +13,7 @@ from torch import fx, nn
 from pccompile.errors import ProgramError
 from pccompile.ir.check import reads
 from pccompile.ir.grammar import Action, Kind, Program, Span, Update
-from pccompile.updates import compare, infer, learn, negative, relax
+from pccompile.updates import compare, infer, learn, relax, scaled
 
 __all__ = ["Emitter", "Piece", "Quantity", "identifiers"]
 
@@ -86,7 +86,7 @@ class Emitter:
         self.pulls: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.targets = {vertex.name: program.pulls_back_to(vertex.name) for vertex in program.vertices}
         self.waiting: dict[str, dict[str, tuple[fx.Node, str, float]]] = {}
-        self.minus: dict[fx.Node, fx.Node] = {}
+        self.learned: dict[fx.Node, fx.Node] = {}
         self.sign = 1.0  # of dF/dtheta in what Learn is given
         self.summed: set[tuple[str, str]] = set()
         self.has_loss = any(vertex.kind is Kind.LOSS and vertex.nodes for vertex in program.vertices)
@@ -251,14 +251,14 @@ class Emitter:
         return [node for node in found if node is not None]
 
     def _contribution(self, child: str, target: str, learns: bool = False) -> fx.Node | None:
-        """J(child, target)^T e; for a Learn that shares it with no Infer, of -e: smaller than a gradient to negate."""
+        """J(child, target)^T e. For a Learn that shares it with no Infer, e has the factor that the gradient needs."""
         vertex = self.program.vertex(child)
         is_loss = vertex.kind is Kind.LOSS
         if vertex.clamped or (is_loss and not vertex.nodes) or target not in self.targets[child]:
             return None
         error = self._attribute("loss_error") if is_loss else self._operand("error", child)
         if learns and self.sign == 1 and not self.negated:
-            error = self._negative(error, child)
+            error = self._learned(error, child)
         linearisation = self._operand("prediction", child)
         pull = self.pulls.get((linearisation, error))
         if pull is None:
@@ -272,11 +272,11 @@ class Emitter:
         contribution._rename(f"{self.names[child]}_to_{self.names[target]}")
         return contribution
 
-    def _negative(self, error: fx.Node, vertex: str) -> fx.Node:
-        if error not in self.minus:
-            self.minus[error] = self._call(negative, error)
-            self.minus[error]._rename(f"minus_{self.names[vertex]}_error")
-        return self.minus[error]
+    def _learned(self, error: fx.Node, vertex: str) -> fx.Node:
+        if error not in self.learned:
+            self.learned[error] = self._call(scaled, self._attribute("learn_factor"), error)
+            self.learned[error]._rename(f"learned_{self.names[vertex]}_error")
+        return self.learned[error]
 
     def _release_local_graphs(self, later: set[Quantity]) -> None:
         """The last product with a Jacobian frees its local graph, unless something after this piece needs it."""

@@ -19,6 +19,7 @@ from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
 from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of, is_random
+from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.symbols import Space, Symbol, Writer
 from pccompile.updates import ValueOptimizer, infer, relax, total
@@ -157,7 +158,7 @@ class Expansion:
             else:
                 values[node] = self._run(node, values)
         results_of = {q: self.state[q] for q in piece.writes if q in self.needed}
-        written = _Written(piece, writer, results_of)
+        written = _Written(self, piece, writer, results_of)
         if piece.loop:
             self._leave_loop(written, before)
         for value in results_of.values():
@@ -209,7 +210,7 @@ class Expansion:
                     self.carry(writer, name, part, like) if free else part
                     for part, like, free in zip(parts, kinds, self._free(vertex), strict=True)
                 )
-        return _Written(None, writer, {})
+        return _Written(self, None, writer, {})
 
     def _carry_moments(self, writer: Writer, vertex: str, name: str, present: Any) -> Any:
         """What the optimizer of the values remembers: as it is now, or as before its first step."""
@@ -290,6 +291,7 @@ def _laid_out(writer: Writer, part: Symbol, like: torch.Tensor) -> fx.Node:
 class _Written:
     """A graph that is written, until everything that reads from it is."""
 
+    expansion: Expansion
     piece: Piece | None
     writer: Writer
     results: dict[Quantity, Any]
@@ -300,6 +302,8 @@ class _Written:
         self.writer.closed = True
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
+        gains = {key for key, (name, *_) in self.expansion.scalars.items() if name == "gain"}
+        scale_errors(graph, [node for key, node in self.writer.imports.items() if key in gains])
         graph.lint()
         used = [key for key, node in self.writer.imports.items() if node.users]
         for node in self.writer.imports.values():
@@ -469,6 +473,10 @@ class _SymbolicRun:
     @property
     def optimizer(self) -> _SymbolicOptimizer:
         return self.expansion.optimizer
+
+    @property
+    def learn_factor(self) -> Symbol:
+        return self.expansion.scalar("learn_factor", "learn_factor")
 
     def gain(self, level: int, sign: float = 1.0) -> Symbol:
         return self.expansion.scalar(f"gain_{level}", "gain", level, sign)
