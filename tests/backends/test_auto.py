@@ -1,0 +1,87 @@
+"""backend="auto" measures once for each kind of inputs, remembers, and leaves nothing changed behind."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pccompile
+from pccompile.backends import aten, auto
+
+
+@pytest.fixture(autouse=True)
+def without_inductor(tmp_path, monkeypatch):
+    """What is measured here are two ways of running the same graphs, so that no compiler is needed."""
+    monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(auto, "with_inductor", aten.as_it_is)
+    monkeypatch.setattr(auto, "is_available", lambda device: True)
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+X, Y = torch.linspace(-1, 1, 30).view(5, 6), torch.tensor([0, 1, 2, 1, 0])
+
+
+def compiled(model, rule=None):
+    return pccompile.compile(model, rule, loss_fn=F.cross_entropy, backend="auto", dynamic=False)
+
+
+@pytest.mark.parametrize("seconds, expected", [((1.0, 2.0), "aten"), ((2.0, 1.0), "inductor")])
+def test_the_faster_one_runs_and_the_choice_outlives_the_process(monkeypatch, seconds, expected):
+    measured = []
+
+    def measure(calls, on_cuda):
+        measured.append(list(calls))
+        return {name: [value] for name, value in zip(calls, seconds, strict=True)}
+
+    monkeypatch.setattr(auto, "measure", measure)
+    for _ in range(2):  # the second module finds the first one's entry in the cache
+        pc = compiled(make())
+        for _ in range(3):
+            pc.loss(X, Y).backward()
+        assert set(pc._latest.backend.chosen.values()) == {expected}
+        assert pc.code.startswith(f"# backend '{expected}'")
+    assert measured == [["aten", "inductor"]]
+
+
+def test_another_kind_of_inputs_is_measured_again(monkeypatch):
+    measured = []
+    monkeypatch.setattr(auto, "measure", lambda calls, _: measured.append(1) or {name: [1.0] for name in calls})
+    pc = compiled(make())
+    for batch in (5, 4, 5):
+        pc.loss(X[:batch], Y[:batch]).backward()
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "rule", [pccompile.ZIL(), pccompile.Strict(steps=3), pccompile.Incremental(steps=3)], ids=lambda rule: rule.name
+)
+def test_measuring_changes_neither_the_model_nor_the_random_numbers(rule):
+    trained = {}
+    for backend in ("aten", "auto"):
+        model = make()
+        pc = pccompile.compile(model, rule, loss_fn=F.cross_entropy, backend=backend, dynamic=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.manual_seed(5)
+        for _ in range(2):
+            pc.step(X, Y, optimizer)
+        trained[backend] = [*(t.clone() for t in model.state_dict().values()), torch.rand(3)]
+    assert all(torch.equal(a, b) for a, b in zip(*trained.values(), strict=True))
+
+
+def test_every_contestant_is_timed_in_turn():
+    order = []
+    found = auto.measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, on_cuda=False)
+    assert order[:4] == ["a", "b", "a", "b"]
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 9, "b": 9}
+
+
+def test_without_what_inductor_needs_there_is_nothing_to_choose(monkeypatch):
+    monkeypatch.setattr(auto, "is_available", lambda device: False)
+    monkeypatch.setattr(auto, "measure", None)
+    pc = compiled(make())
+    pc.loss(X, Y).backward()
+    assert pc.code.startswith("# backend 'aten'")
