@@ -71,7 +71,6 @@ _IN_PLACE: dict[Any, Callable[..., Any]] = {
 _COMMUTES = (_aten.add.Tensor, _aten.mul.Tensor, operator.add, operator.mul)
 _MAY_BE_ALIAS = frozenset(
     [
-        operator.getitem,
         _aten._reshape_alias.default,
         _aten._to_copy.default,
         _aten._unsafe_view.default,
@@ -164,6 +163,8 @@ def _operand(node: fx.Node) -> fx.Node | None:
 
 def _may_be_alias(node: fx.Node) -> bool:
     """Whether a node's value may lie in the memory of its first input."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return _may_be_alias(node.args[0])  # one of several results
     schema = getattr(node.target, "_schema", None)
     annotated = schema is not None and any(result.alias_info is not None for result in schema.returns)
     in_place = schema is None and getattr(node.target, "__name__", "").endswith("_")

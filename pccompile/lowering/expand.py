@@ -21,6 +21,7 @@ from pccompile.lowering import Lowered, Piece, Quantity
 from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of, is_random
 from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.hoist import hoist
+from pccompile.lowering.masks import narrow_masks
 from pccompile.lowering.symbols import Space, Symbol, Writer
 from pccompile.updates import ValueOptimizer, infer, relax, total
 
@@ -302,6 +303,7 @@ class _Written:
         self.writer.closed = True
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
+        narrow_masks(graph)
         gains = {key for key, (name, *_) in self.expansion.scalars.items() if name == "gain"}
         scale_errors(graph, [node for key, node in self.writer.imports.items() if key in gains])
         graph.lint()

@@ -119,6 +119,25 @@ def test_nothing_is_computed_that_nobody_asked_for():
     assert all("0_weight" not in key and "input" not in key for key in stage.piece.inputs)
 
 
+def masks_of(stages, operator):
+    nodes = [node for stage in stages for node in stage.piece.module.graph.nodes if operator in str(node.target)]
+    return [node.args[-1] for node in nodes]
+
+
+def test_derivatives_of_several_inputs_are_asked_for_those_that_somebody_reads():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(32, 3)
+    )
+    x = torch.randn(4, 1, 8, 8)
+    loop = [stage for stage in stages_of(trained(model, pccompile.Strict(steps=4), x)) if stage.piece.loop]
+    assert masks_of(loop, "convolution_backward") == [[True, False, False]]
+    model[1].bias.requires_grad_(False)
+    model[3].weight.requires_grad_(False)
+    stages = stages_of(trained(model, x=x))
+    assert masks_of(stages, "batch_norm_backward") == [[True, True, False]]
+    assert masks_of(stages, "convolution_backward") == [[True, False, True], [False, True, True]]
+
+
 def test_residuals_are_outputs_where_the_derivative_can_be_had_from_them():
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     (stage,) = stages_of(trained(model))
