@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from pccompile.lowering.fragments import may_be_alias
+
 __all__ = ["direct"]
 
 _aten = torch.ops.aten
@@ -69,16 +71,6 @@ _IN_PLACE: dict[Any, Callable[..., Any]] = {
     torch.add: torch.Tensor.add_,
 }
 _COMMUTES = (_aten.add.Tensor, _aten.mul.Tensor, operator.add, operator.mul)
-_MAY_BE_ALIAS = frozenset(
-    [
-        _aten._reshape_alias.default,
-        _aten._to_copy.default,
-        _aten._unsafe_view.default,
-        _aten.contiguous.default,
-        _aten.lift_fresh_copy.default,
-        _aten.reshape.default,
-    ]
-)
 
 
 def direct(graph: fx.Graph, owned: Collection[fx.Node] = ()) -> None:
@@ -126,7 +118,7 @@ def _write_in_place(graph: fx.Graph, owned: Collection[fx.Node]) -> None:
     origin: dict[fx.Node, fx.Node] = {}  # the node that allocated what a node's value lies in
     last: dict[fx.Node, int] = {}  # where what a node allocated is read last
     for position, node in enumerate(graph.nodes):
-        origin[node] = origin[node.all_input_nodes[0]] if _may_be_alias(node) and node.all_input_nodes else node
+        origin[node] = origin[node.all_input_nodes[0]] if may_be_alias(node) and node.all_input_nodes else node
         for parent in node.all_input_nodes:
             last[origin[parent]] = position
     for position, node in enumerate(graph.nodes):
@@ -159,16 +151,6 @@ def _may_hold(candidate: fx.Node, node: fx.Node, origin: dict[fx.Node, fx.Node],
 def _operand(node: fx.Node) -> fx.Node | None:
     first = node.args[0] if node.target in _IN_PLACE and node.args else None
     return first if isinstance(first, fx.Node) else None
-
-
-def _may_be_alias(node: fx.Node) -> bool:
-    """Whether a node's value may lie in the memory of its first input."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        return _may_be_alias(node.args[0])  # one of several results
-    schema = getattr(node.target, "_schema", None)
-    annotated = schema is not None and any(result.alias_info is not None for result in schema.returns)
-    in_place = schema is None and getattr(node.target, "__name__", "").endswith("_")
-    return annotated or in_place or node.target in _MAY_BE_ALIAS
 
 
 def _same_kind(a: fx.Node, b: fx.Node) -> bool:

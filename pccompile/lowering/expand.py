@@ -355,6 +355,9 @@ class _Prediction:
             if held[0].graph is not self.fragment.graph:
                 raise Unsupported(f"{name} draws random numbers, and for other kinds of inputs when predicted again")
             self.symbols.update(held[1])
+        if self.fragment.writes:
+            for node in self.fragment.predicted:
+                self._copy(node, self.symbols)
         self.prediction: Value = tuple(
             self._copy(part, self.symbols, f"{name}" if index == 0 else f"{name}_{index}")
             for index, part in enumerate(self.fragment.components)
@@ -385,6 +388,11 @@ class _Prediction:
         fragment, symbols = self._for_errors(parts)
         for position, part in parts.items():
             symbols[fragment.errors[position]] = part
+        if fragment.writes:
+            predicted = set(fragment.predicted)
+            for node in fragment.graph.nodes:
+                if node.op == "call_function" and node not in predicted:
+                    self._copy(node, symbols)
         found: dict[str, list[Any]] = {}
         for (parent, index), node in fragment.contributions.items():
             if parent in targets:

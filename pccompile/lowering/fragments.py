@@ -7,6 +7,7 @@ that compute the same function of inputs of the same kind share one fragment, ho
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pccompile.derivatives import LocalFunction
 from pccompile.nodes import call_node
 
-__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of", "is_random"]
+__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of", "is_random", "may_be_alias"]
 
 Leaf = tuple[str, int]  # a parent and one of its components
 
@@ -56,6 +57,12 @@ class Fragment:
             if node.op == "call_function" and behind.intersection(node.all_input_nodes):
                 behind.add(node)
         return [node for node in self.graph.nodes if node.op == "call_function" and node not in behind]
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether some node writes into its input: then the order of nodes matters beyond who reads whom."""
+        schemas = (getattr(node.target, "_schema", None) for node in self.graph.nodes)
+        return any(schema is not None and schema.is_mutable for schema in schemas)
 
     @cached_property
     def independent(self) -> set[fx.Node]:
@@ -95,6 +102,8 @@ def fakes() -> AbstractContextManager[Any]:
 
 def fake_of(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's stand-in: its shape, strides, dtype and device without its data."""
+    if tensor.layout is not torch.strided:
+        raise Unsupported(f"a tensor is {tensor.layout}")
     detached = tensor.detach()
     with _mode():
         return torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype, device=detached.device)
@@ -235,13 +244,54 @@ def _read(
 
 
 def _refuse_writes(graph: fx.Graph) -> None:
-    """A write is fine where only its result is read afterwards."""
+    """A write is fine where afterwards only its result is read, of all that lies in the memory it writes into."""
     position = {node: number for number, node in enumerate(graph.nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # what allocated a node's value; the parts of a split are apart
+    whole: dict[fx.Node, fx.Node] = {}  # what was split into a part
+    for node in graph.nodes:
+        source = node.all_input_nodes[0] if node.all_input_nodes and may_be_alias(node) else None
+        memory[node] = node if source is None else memory[source]
+        if source is not None and source.target in _SPLITS:
+            memory[node], whole[node] = node, memory[source]
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:
             continue
-        written = node.args[0]
-        later = [user for user in written.users if position[user] > position[node]]
-        if written.op == "placeholder" or later:
-            raise Unsupported(f"{node.target} writes into a tensor that is read again")
+        written = memory[node.args[0]]
+        results = {node}  # what the write gave, and what is seen through it
+        for other in list(graph.nodes)[position[node] + 1 :]:
+            if may_be_alias(other) and results & {*other.all_input_nodes[:1]}:
+                results.add(other)
+            again = [n for n in other.all_input_nodes if n not in results]
+            if any(memory[n] in (written, whole.get(written)) for n in again):
+                raise Unsupported(f"{node.target} writes into a tensor that is read again")
+        if written.op == "placeholder" or whole.get(written, written).op == "placeholder":
+            raise Unsupported(f"{node.target} writes into an input")
+
+
+_SPLITS = (
+    torch.ops.aten.unsafe_chunk.default,
+    torch.ops.aten.unsafe_split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default,
+)
+_MAY_BE_ALIAS = frozenset(
+    [
+        torch.ops.aten._reshape_alias.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten._unsafe_view.default,
+        torch.ops.aten.contiguous.default,
+        torch.ops.aten.lift_fresh_copy.default,
+        torch.ops.aten.reshape.default,
+        *_SPLITS,
+    ]
+)
+
+
+def may_be_alias(node: fx.Node) -> bool:
+    """Whether a node's value may lie in the memory of its first input."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return may_be_alias(node.args[0])  # one of several results
+    schema = getattr(node.target, "_schema", None)
+    annotated = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    in_place = schema is None and node.op == "call_function" and getattr(node.target, "__name__", "").endswith("_")
+    return annotated or in_place or node.target in _MAY_BE_ALIAS
