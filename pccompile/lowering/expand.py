@@ -95,6 +95,9 @@ class Expansion:
             if isinstance(symbol, Symbol):
                 self.keys[vertex] = symbol.key
             self.state["value", vertex] = (symbol,)
+        drawn = [node for function in functions.values() for node in function.random]
+        if len(set(drawn)) < len(drawn):
+            raise Unsupported("two vertices repeat the same draw of random numbers")
         self.prediction = self._write(lowered.prediction_sweep)
 
     def scalar(self, name: str, *how: Any) -> Symbol:

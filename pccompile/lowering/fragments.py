@@ -214,7 +214,7 @@ def _trace(function: LocalFunction, leaves: Mapping[Leaf, Any], errors: Sequence
             for position, (output, component) in enumerate(zip(outputs, function.vertex.components, strict=True))
             if component.free and isinstance(output, torch.Tensor) and output.requires_grad
         ]
-        cotangents = list(errors) if errors is not None else [torch.empty_like(outputs[p]) for p in differentiable]
+        cotangents = [fake_of(e) for e in errors or ()] or [torch.empty_like(outputs[p]) for p in differentiable]
         traced = make_fx(joint)(list(tensors.values()), cotangents)
     return _read(traced.graph, tensors, differentiable, len(function.outputs), asked)
 
