@@ -24,6 +24,11 @@ class Counter(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._overloadpacket not in flop_registry:
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)

@@ -12,7 +12,7 @@ from models import loss_fn, make
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pccompile
-from pccompile.backends import EagerBackend
+from pccompile.backends import AtenBackend
 from pccompile.call import Call
 from pccompile.errors import MissingPackageError, UsageError
 from pccompile.inspection.recording import WatchedExecution
@@ -104,7 +104,7 @@ def test_nothing_is_left_of_a_recording_and_nothing_was_there_before():
     assert copied.recorder is None and pickle.loads(pickle.dumps(pc.rule)) == pc.rule
     execution = pc._execution(call)
     assert type(execution).__name__ == "Execution" and execution.compiled.backend is backend
-    assert isinstance(backend, EagerBackend) and not pc.record_energies
+    assert isinstance(backend, AtenBackend) and not pc.record_energies
     train(pc, inputs, target)
     assert rec.frames == []
 
