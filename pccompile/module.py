@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -24,6 +25,8 @@ from pccompile.variants import Variants
 from pccompile.verify import verify
 
 __all__ = ["PCModule", "as_arguments", "loss_among"]
+
+logger = logging.getLogger("pccompile")
 
 
 class PCModule(nn.Module):
@@ -285,12 +288,27 @@ class PCModule(nn.Module):
                 node: leaf_value(leaf, self.model, call.loss_fn, call.flat) for node, leaf in captured.leaves.items()
             }
             wanted = [node for node, value in values.items() if is_tensor_that_learns(value)]
-            compiled = compile_captured(
-                captured, self.rule, self.vertices, wanted, self.optimize, observed, self.backend
-            )
-            if self.verify:
-                verify(compiled, self.rule, call)
-            return compiled
+
+            def compiled_for(backend: str) -> Compiled:
+                compiled = compile_captured(
+                    captured, self.rule, self.vertices, wanted, self.optimize, observed, backend
+                )
+                if self.verify:
+                    verify(compiled, self.rule, call)
+                return compiled
+
+            try:
+                return compiled_for(self.backend)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if self.backend == "eager" or not self.optimize:
+                    raise
+                compiled = compiled_for("eager")  # if this fails as well, the back end is not at fault
+                logger.warning(
+                    "the eager back end runs %s, as %r fails: %s", type(self.model).__name__, self.backend, error
+                )
+                return compiled
 
         options = _structure(self.rule), self.vertices, observed, self.backend
         return self._variants.find(state, call, opens, options, trace, build)

@@ -12,6 +12,7 @@ from models import NAMES, loss_fn, make
 from torch import nn
 
 import pccompile
+from pccompile.backends import AtenBackend, EagerBackend
 
 RULES = {
     "zil": pccompile.ZIL(),
@@ -225,3 +226,30 @@ def test_a_call_without_a_backward_pass_leaves_nothing_behind():
         assert not any(execution() for execution in executions)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("fault", [lambda found: {k: (v[0] * 1.1,) for k, v in found.items()}, lambda found: 1 / 0])
+def test_a_back_end_that_disagrees_with_the_model_is_replaced_by_the_eager_one_with_a_warning(
+    monkeypatch, caplog, fault
+):
+    infer = AtenBackend.infer
+    monkeypatch.setattr(AtenBackend, "infer", lambda self, *args: fault(infer(self, *args)))
+    model, x, y = deep(2), torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy, dynamic=False)
+    assert pccompile.check(pc, x, y).bit_equal
+    assert isinstance(pc._latest.backend, EagerBackend)
+    assert "the eager back end runs Sequential, as 'aten' fails" in caplog.text
+
+
+def test_what_the_model_itself_is_at_fault_for_is_refused_whatever_the_back_end():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.calls = nn.Linear(8, 3), [0]
+
+        def forward(self, x):
+            self.calls[0] += 1
+            return self.layer(x) * self.calls[0]
+
+    with pytest.raises(pccompile.PCCompileError):
+        pccompile.compile(Counts(), backend="aten", dynamic=False)(torch.randn(4, 8))
