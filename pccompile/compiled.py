@@ -18,6 +18,7 @@ from pccompile.capture import Captured, leaf_value
 from pccompile.derivatives import Value, local_functions
 from pccompile.errors import UsageError
 from pccompile.ir.grammar import Action, Kind, Program, Vertex
+from pccompile.lowering import results_of
 from pccompile.passes import run as run_passes
 from pccompile.rules import Rule, literal_program
 
@@ -78,8 +79,10 @@ class Compiled:
 
     @cached_property
     def place_of_node(self) -> dict[str, tuple[str, int]]:
-        """The vertex that each FX node is a component of, and the component's position."""
-        return {c.node: (v.name, position) for v in self.program.vertices for position, c in enumerate(v.components)}
+        """For each FX node whose value is kept: the vertex that it is a component of, and the component's position."""
+        kept = results_of(self.program)
+        vertices = [vertex for vertex in self.program.vertices if ("value", vertex.name) in kept]
+        return {c.node: (vertex.name, position) for vertex in vertices for position, c in enumerate(vertex.components)}
 
     @cached_property
     def tracked_outputs(self) -> list[bool]:
@@ -228,9 +231,8 @@ class Execution:
 
     def _computed(self, node: str) -> Any:
         assert self.state is not None
-        vertex, position = self.compiled.place_of_node[node]
-        value = self.state.get(("value", vertex))
-        return None if value is None else value[position]
+        place = self.compiled.place_of_node.get(node)
+        return None if place is None else self.state["value", place[0]][place[1]]
 
     def _loss_scale(self) -> float:
         """How many samples the loss is the mean of, where inference descends each sample's own energy."""

@@ -53,25 +53,6 @@ class Key(NamedTuple):
         return self._replace(shapes=other.shapes) == other
 
 
-class _Signature(NamedTuple):
-    """A call as exactly as is quick to tell: equal signatures have equal keys."""
-
-    loss: bool
-    opens: bool
-    structure: Hashable
-    kinds: tuple[Hashable, ...]
-    sharing: tuple[Hashable, ...]
-    model: ModelState
-    autocast: tuple[Hashable, ...]
-
-
-def _signature(state: ModelState, call: Call, opens: bool) -> _Signature:
-    autocast = _autocast() if torch._C._is_any_autocast_enabled() else ()
-    return _Signature(
-        call.loss_fn is not None, opens, call.structure, call.kinds, sharing_key(call.flat), state, autocast
-    )
-
-
 def key_of_call(state: ModelState, call: Call, opens: bool) -> Key:
     """The key of one call of a model, in the present autocast state."""
     flat = call.flat
@@ -83,12 +64,8 @@ def key_of_call(state: ModelState, call: Call, opens: bool) -> Key:
         tuple([value.shape if isinstance(value, torch.Tensor) else None for value in flat]),
         sharing_key(flat),
         state,
-        _autocast(),
+        tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
     )
-
-
-def _autocast() -> tuple[Hashable, ...]:
-    return tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
 
 
 @dataclass
@@ -103,7 +80,7 @@ class Variants:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
-        self._calls: OrderedDict[_Signature, _Entry] = OrderedDict()  # calls that were matched with an entry before
+        self._calls: OrderedDict[Key, _Entry] = OrderedDict()  # keys that were matched with an entry before
         self._warned = False
 
     def find(
@@ -124,14 +101,13 @@ class Variants:
             trace: captures the model.
             build: compiles what was captured.
         """
-        signature = _signature(state, call, opens)
-        entry = self._calls.get(signature)
+        key = key_of_call(state, call, opens)
+        entry = self._calls.get(key)
         if entry is None:
-            key = key_of_call(state, call, opens)
-            entry = self._calls[signature] = self._matching(key) or self._capture(call.model, key, trace)
+            entry = self._calls[key] = self._matching(key) or self._capture(call.model, key, trace)
             if len(self._calls) > KEPT_CALLS:
                 self._calls.popitem(last=False)
-        self._calls.move_to_end(signature)
+        self._calls.move_to_end(key)
         self._entries.move_to_end(entry.key)
         if options not in entry.compiled:
             entry.compiled[options] = build(entry.captured)
@@ -157,7 +133,7 @@ class Variants:
 
     def _evict(self, name: str) -> None:
         _, gone = self._entries.popitem(last=False)
-        self._calls = OrderedDict((call, entry) for call, entry in self._calls.items() if entry is not gone)
+        self._calls = OrderedDict((key, entry) for key, entry in self._calls.items() if entry is not gone)
         if not self._warned:
             self._warned = True
             logger.warning(

@@ -27,7 +27,7 @@ class Net(nn.Module):
 
 
 def reads_the_clock(hidden):
-    return hidden * (time.perf_counter() % 1)
+    return hidden * (time.perf_counter_ns() % 100_003 / 1000)  # far apart at any two readings
 
 
 def asks_for_the_compiler(hidden):

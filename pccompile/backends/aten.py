@@ -111,6 +111,11 @@ class _Plan:
         self.keys = tuple(self.expansion.keys.items())
         self.scalars = self.expansion.scalars
 
+    @property
+    def stages(self) -> list[_Stage]:
+        """Everything that runs, in order, one error sweep after the other."""
+        return [self.prediction, *(stage for sweep in self.sweeps.values() for stage in sweep.stages)]
+
 
 @dataclass
 class _Sweep:
@@ -140,10 +145,15 @@ class AtenBackend:
         program: the (optimised) program.
         functions: the local function of every predicted vertex.
         compile_graph: turns a flat graph into what runs.
+        fragments: fragments traced before, to which new ones are added.
     """
 
     def __init__(
-        self, program: Program, functions: Mapping[str, LocalFunction], compile_graph: Compile = as_it_is
+        self,
+        program: Program,
+        functions: Mapping[str, LocalFunction],
+        compile_graph: Compile = as_it_is,
+        fragments: dict[Hashable, Fragment] | None = None,
     ) -> None:
         self.program, self.functions, self.compile_graph = program, functions, compile_graph
         self.lowered: Lowered = lower(program)
@@ -152,16 +162,15 @@ class AtenBackend:
         self.loops = any(piece.loop for piece in self.lowered.error_sweep)
         self.eager: EagerBackend | None = None
         self.plans: dict[Hashable, _Plan | None] = {}
-        self.fragments: dict[Hashable, Fragment] = {}
+        self.latest: _Plan | None = None
+        self.fragments: dict[Hashable, Fragment] = {} if fragments is None else fragments
 
     @property
     def code(self) -> str:
         """What runs, as Python, for the inputs seen last."""
-        plan = next(reversed(self.plans.values()), None)
-        if plan is None:
+        if self.latest is None:
             return self.lowered.code
-        stages = [plan.prediction, *(stage for sweep in plan.sweeps.values() for stage in sweep.stages)]
-        return "\n\n".join(stage.executable.code for stage in stages) + "\n"
+        return "\n\n".join(stage.executable.code for stage in self.latest.stages) + "\n"
 
     def kind_of(self, run: Run) -> Hashable:
         """What a plan depends on: runs of one kind share it."""
@@ -170,9 +179,7 @@ class AtenBackend:
     def pieces(self, run: Run, clamped: Mapping[str, Value]) -> list[FlatPiece] | None:
         """The flat graphs for inputs of these kinds, if there are any."""
         plan = self._plan(run, clamped)
-        if plan is None:
-            return None
-        return [plan.prediction.piece, *(stage.piece for sweep in plan.sweeps.values() for stage in sweep.stages)]
+        return None if plan is None else [stage.piece for stage in plan.stages]
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -256,7 +263,8 @@ class AtenBackend:
             except Unsupported as reason:
                 logger.info("the eager back end runs this program: %s", reason)
                 self.plans[key] = None
-        return self.plans[key]
+        self.latest = self.plans[key]
+        return self.latest
 
     def _options(self, run: Run) -> Hashable:
         """What of a rule is written into the graphs."""

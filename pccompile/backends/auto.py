@@ -41,22 +41,20 @@ class AutoBackend:
 
     def __init__(self, program: Program, functions: Mapping[str, LocalFunction]) -> None:
         self.program = program
-        self.backends = {
-            "aten": AtenBackend(program, functions),
-            "inductor": AtenBackend(program, functions, compile_graph=with_inductor),
-        }
+        aten = AtenBackend(program, functions)
+        self.backends = {"aten": aten, "inductor": AtenBackend(program, functions, with_inductor, aten.fragments)}
+        self.latest = "aten"
         self.chosen: dict[Hashable, str] = {}
         self.seconds: dict[Hashable, dict[str, float]] = {}
 
     @property
     def code(self) -> str:
         """What the chosen back end runs for the inputs seen last."""
-        name = next(reversed(self.chosen.values()), "aten")
-        return f"# backend {name!r}\n{self.backends[name].code}"
+        return f"# backend {self.latest!r}\n{self.backends[self.latest].code}"
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
-        name = self._choice(run, clamped)
+        self.latest = name = self._choice(run, clamped)
         state = self.backends[name].feed_forward(run, clamped)
         state["backend", ""] = name
         return state

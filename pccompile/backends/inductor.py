@@ -8,7 +8,7 @@ import operator
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def _compile(region: Region) -> Compiled:
     with fakes(), torch.no_grad():
         traced = make_fx(functional, decomposition_table=select_decomp_table())(*kinds)
     traced.graph.output_node().meta["user_visible_output_idxs"] = range(len(region.outputs))  # keep their strides
-    on_cpu = all(kind.device.type == "cpu" for kind in kinds)  # there, operators are called from C++ as well
+    on_cpu = _device_of(region.graph).type == "cpu"  # there, operators are called from C++ as well
     with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):  # the draws that eager PyTorch makes
         compiled: Any = compile_fx_inner(traced, kinds, cpp_wrapper=on_cpu)
     _compiled[region.signature] = compiled
@@ -148,20 +148,20 @@ def _with_tensors(graph: fx.Graph, call: Compiled) -> Compiled:
     if not numbers:
         return call
     device = _device_of(graph)
-    known: dict[float, torch.Tensor] = {}
 
     def run(inputs: list[Any]) -> Any:
         for index in numbers:
             value = inputs[index]
-            if isinstance(value, torch.Tensor):
-                inputs[index] = value.to(device, torch.float64)
-                continue
-            if value not in known:
-                known[value] = torch.tensor(value, dtype=torch.float64, device=device)
-            inputs[index] = known[value]
+            is_tensor = isinstance(value, torch.Tensor)
+            inputs[index] = value.to(device, torch.float64) if is_tensor else _number(value, device)
         return call(inputs)
 
     return run
+
+
+@lru_cache(maxsize=256)
+def _number(value: float, device: torch.device) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def _device_of(graph: fx.Graph) -> torch.device:

@@ -106,8 +106,15 @@ def _sum_without_the_dimensions(graph: fx.Graph) -> None:
         total = node.args[0]
         if total.target is not _aten.sum.dim_IntList or len(total.users) > 1 or total.args[2:] != (True,):
             continue
-        before, dimensions = total.args[0].meta["val"], {d % total.args[0].meta["val"].dim() for d in total.args[1]}
-        if total.kwargs or list(node.args[1]) != [n for d, n in enumerate(before.shape) if d not in dimensions]:
+        before, dimensions = (
+            total.args[0].meta["val"],
+            {d % total.args[0].meta["val"].dim() for d in total.args[1] or ()},
+        )
+        if (
+            total.kwargs
+            or not dimensions
+            or list(node.args[1]) != [n for d, n in enumerate(before.shape) if d not in dimensions]
+        ):
             continue
         node.target, node.args = _aten.sum.dim_IntList, (total.args[0], total.args[1])
         graph.erase_node(total)

@@ -89,7 +89,7 @@ class Expansion:
         self.state: dict[Quantity, Any] = {}
         self.kinds: dict[str, tuple[Any, ...]] = {}  # identifier -> a stand-in for each component
         self.keys: dict[str, str] = {}  # clamped vertex -> key
-        self.draws: dict[str, _Draws] = {}  # by identifier of a vertex that draws at random
+        self.first_draws: dict[str, _Prediction] = {}  # by identifier of a vertex that draws at random
         for vertex, value in clamped.items():
             symbol = self.space.given(self.names[vertex], value) if isinstance(value, torch.Tensor) else value
             if isinstance(symbol, Symbol):
@@ -192,9 +192,9 @@ class Expansion:
         for (parent, read), value in zip(function.reads.items(), parents, strict=True):
             for index, _, _ in read:
                 values[parent, index] = value[index]
-        prediction = _Prediction(self, name, function, values, self.draws.get(name))
-        if function.random and name not in self.draws:
-            self.draws[name] = prediction.fragment, prediction.draws()
+        prediction = _Prediction(self, name, function, values, self.first_draws.get(name))
+        if function.random:
+            self.first_draws.setdefault(name, prediction)
         self.kinds[name] = tuple(part.fake if isinstance(part, Symbol) else part for part in prediction.prediction)
         return prediction
 
@@ -336,9 +336,6 @@ class _Held:
     value: Any
 
 
-_Draws = tuple[Fragment, dict[fx.Node, Symbol]]
-
-
 class _Prediction:
     """A vertex's prediction in a flat graph; stands for `derivatives.Linearisation`."""
 
@@ -348,16 +345,16 @@ class _Prediction:
         name: str,
         function: LocalFunction,
         leaves: dict[Leaf, Any],
-        held: _Draws | None = None,
+        first: _Prediction | None = None,
     ) -> None:
         self.expansion, self.name, self.function, self.leaves = expansion, name, function, leaves
         self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
         self.fragment = fragment_of(function, self.kinds, None, expansion.fragments)
         self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
-        if held is not None:
-            if held[0].graph is not self.fragment.graph:
+        if first is not None:
+            if first.fragment.graph is not self.fragment.graph:
                 raise Unsupported(f"{name} draws random numbers, and for other kinds of inputs when predicted again")
-            self.symbols.update(held[1])
+            self.symbols.update(first.draws())
         if self.fragment.writes:
             for node in self.fragment.predicted:
                 self._copy(node, self.symbols)
@@ -367,7 +364,7 @@ class _Prediction:
         )
 
     def draws(self) -> dict[fx.Node, Symbol]:
-        """What the first prediction drew, for those after it, which repeat it.
+        """What was drawn, for later predictions of the vertex, which repeat it.
 
         Raises:
             Unsupported: a draw depends on the vertex's inputs.

@@ -19,10 +19,21 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pccompile.call import kind_of
 from pccompile.derivatives import LocalFunction
 from pccompile.nodes import call_node
 
-__all__ = ["Fragment", "Leaf", "Unsupported", "fake_of", "fakes", "fragment_of", "is_random", "may_be_alias"]
+__all__ = [
+    "Fragment",
+    "Leaf",
+    "Unsupported",
+    "fake_of",
+    "fakes",
+    "fragment_of",
+    "is_random",
+    "is_write",
+    "may_be_alias",
+]
 
 Leaf = tuple[str, int]  # a parent and one of its components
 
@@ -61,8 +72,7 @@ class Fragment:
     @cached_property
     def writes(self) -> bool:
         """Whether some node writes into its input: then the order of nodes matters beyond who reads whom."""
-        schemas = (getattr(node.target, "_schema", None) for node in self.graph.nodes)
-        return any(schema is not None and schema.is_mutable for schema in schemas)
+        return any(map(is_write, self.graph.nodes))
 
     @cached_property
     def independent(self) -> set[fx.Node]:
@@ -127,8 +137,8 @@ def fragment_of(
     positions = {leaf: position for position, leaf in enumerate(leaves)}
     key = (
         _signature(function, positions),
-        tuple(_kind(value) for value in leaves.values()),
-        None if errors is None else tuple(_kind(error) for error in errors),
+        tuple(kind_of(value) for value in leaves.values()),
+        None if errors is None else tuple(kind_of(error) for error in errors),
     )
     if key not in known:
         try:
@@ -169,12 +179,6 @@ def _signature(function: LocalFunction, positions: Mapping[Leaf, int]) -> Hashab
 
 class _Numbered(str):
     __slots__ = ()
-
-
-def _kind(value: Any) -> Hashable:
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), tuple(value.stride()), value.dtype, value.device
-    return type(value).__name__, repr(value)
 
 
 def _trace(function: LocalFunction, leaves: Mapping[Leaf, Any], errors: Sequence[torch.Tensor] | None) -> Fragment:
@@ -248,24 +252,21 @@ def _refuse_writes(graph: fx.Graph) -> None:
     position = {node: number for number, node in enumerate(graph.nodes)}
     memory: dict[fx.Node, fx.Node] = {}  # what allocated a node's value; the parts of a split are apart
     whole: dict[fx.Node, fx.Node] = {}  # what was split into a part
+    lying: dict[fx.Node, list[fx.Node]] = {}  # what lies in a memory, in order
     for node in graph.nodes:
         source = node.all_input_nodes[0] if node.all_input_nodes and may_be_alias(node) else None
         memory[node] = node if source is None else memory[source]
         if source is not None and source.target in _SPLITS:
             memory[node], whole[node] = node, memory[source]
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
+        lying.setdefault(memory[node], []).append(node)
+    for node in filter(is_write, graph.nodes):
         written = memory[node.args[0]]
         results = {node}  # what the write gave, and what is seen through it
-        for other in list(graph.nodes)[position[node] + 1 :]:
-            if may_be_alias(other) and results & {*other.all_input_nodes[:1]}:
-                results.add(other)
-            again = [n for n in other.all_input_nodes if n not in results]
-            if any(memory[n] in (written, whole.get(written)) for n in again):
+        results.update(other for other in lying[written] if results & {*other.all_input_nodes[:1]})
+        for other in [*lying[written], *lying.get(whole.get(written, written), ())]:
+            if other not in results and any(position[user] > position[node] for user in other.users):
                 raise Unsupported(f"{node.target} writes into a tensor that is read again")
-        if written.op == "placeholder" or whole.get(written, written).op == "placeholder":
+        if whole.get(written, written).op == "placeholder":
             raise Unsupported(f"{node.target} writes into an input")
 
 
@@ -293,5 +294,12 @@ def may_be_alias(node: fx.Node) -> bool:
         return may_be_alias(node.args[0])  # one of several results
     schema = getattr(node.target, "_schema", None)
     annotated = schema is not None and any(result.alias_info is not None for result in schema.returns)
-    in_place = schema is None and node.op == "call_function" and getattr(node.target, "__name__", "").endswith("_")
-    return annotated or in_place or node.target in _MAY_BE_ALIAS
+    return annotated or is_write(node) or node.target in _MAY_BE_ALIAS
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes into its first input."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return bool(schema.is_mutable)
+    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith("_")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pccompile.lowering.fragments import is_random
+from pccompile.lowering.fragments import is_random, is_write
 from pccompile.lowering.symbols import Space, Writer
 
 __all__ = ["hoist"]
@@ -65,12 +65,7 @@ def _given(writer: Writer, key: str, kind: Any) -> fx.Node:
 
 def _is_movable(node: fx.Node) -> bool:
     """Whether it computes the same from the same inputs, and nothing writes into the result."""
-    return not _writes(node) and not is_random(node) and not any(_writes(user) for user in node.users)
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return (schema is not None and schema.is_mutable) or getattr(node.target, "__name__", "").endswith("_")
+    return not is_write(node) and not is_random(node) and not any(map(is_write, node.users))
 
 
 def _read_shapes_only(graph: fx.Graph) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 
 from pccompile.ir.grammar import Action, Program, Span, Update
 
@@ -24,7 +24,7 @@ def closed_form(program: Program) -> Program:
     return program.after("closed form", WHY, [_once(program, update) for update in program.schedule])
 
 
-@cache
+@lru_cache(maxsize=4096)
 def binomial_tail(trials: int, probability: float, at_least: int) -> float:
     """P[Binomial(trials, probability) >= at_least]: the factor c(l, n) of the closed form.
 
