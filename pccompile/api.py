@@ -29,6 +29,7 @@ def compile(
     dynamic: bool = True,
     optimize: bool = True,
     decompose: bool | str = "auto",
+    cuda_graph: bool | str = "auto",
     verify: bool = True,
 ) -> PCModule:
     """Compile a PyTorch model into a predictive-coding program that trains it.
@@ -61,6 +62,10 @@ def compile(
             "lstm.l0.forget_gate@3" (layer 0, time step 3) or "attention.weights". False leaves each of them one
             vertex, or part of one. "auto" opens them where the result depends on it: under every rule but ZIL, unless
             `vertices` asks for "layers" or lists modules. What is opened is made of vertices under all of `vertices`.
+        cuda_graph: "auto" records what a step launches on a GPU as CUDA graphs, at the third step with inputs of its
+            kind, and replays them: right under dropout, for other inputs and after optimizer steps; where parameters
+            take steps during inference or energies are read it launches as ever. True raises an error there, or where
+            not everything is on one GPU. False never records.
         optimize: False runs the literal program by the reference evaluator; slow, for comparison.
         verify: compare what is captured with the model's own forward (and, under ZIL, its gradients) once, at the first
             call with inputs of its kind; costs about two training steps then. False goes on without.
@@ -85,7 +90,12 @@ def compile(
         raise UsageError(f"decompose={decompose!r}", cure="choose one of True, False, 'auto'")
     if decompose is True and is_symbolic(model, capture):
         raise UsageError("decompose=True opens operators of exported graphs only", cure='add capture="export"')
-    pc = PCModule(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic, optimize, verify, decompose)
+    if cuda_graph not in (True, False, "auto"):
+        raise UsageError(f"cuda_graph={cuda_graph!r}", cure="choose one of True, False, 'auto'")
+    pc = PCModule(
+        *(model, rule or ZIL(), loss_fn, vertices, backend, capture, dynamic),
+        *(optimize, verify, decompose, cuda_graph),
+    )
     waits_for_target = pc.rule.needs_loss and loss_fn is not None and example_target is None
     if example_inputs is not None and not waits_for_target:
         pc.prepare(example_inputs, example_target)

@@ -1,11 +1,10 @@
-"""One captured and compiled variant of a model, and its execution for one batch."""
+"""One captured and compiled variant of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +21,7 @@ from pccompile.lowering import results_of
 from pccompile.passes import run as run_passes
 from pccompile.rules import Rule, literal_program
 
-__all__ = ["Compiled", "Execution", "compile_captured"]
+__all__ = ["Compiled", "Held", "compile_captured"]
 
 
 class Backend(Protocol):
@@ -33,6 +32,19 @@ class Backend(Protocol):
 
     def infer(self, run: Run, state: State, outputs: dict[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run everything after the feed-forward pass."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The leaves of a captured model that are no inputs: parameters, buffers and constants.
+
+    Attributes:
+        leaves: by node.
+        clamped: the values of the vertices among them, but for those that the forward changes.
+    """
+
+    leaves: dict[str, Any]
+    clamped: dict[str, Value]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +112,29 @@ class Compiled:
         """The output vertices, in feed-forward order."""
         return [vertex for vertex in self.program.vertices if vertex.kind is Kind.OUTPUT]
 
-    def held_leaves(self, model: nn.Module, loss_fn: Callable[..., torch.Tensor] | None) -> dict[str, Any]:
-        """The leaves that are no inputs: parameters, buffers and constants, by node."""
+    def hold(self, model: nn.Module, loss_fn: Callable[..., torch.Tensor] | None) -> Held:
+        """The parameters, buffers and constants as they are now."""
         leaves = self.captured.leaves
-        return {n: leaf_value(leaf, model, loss_fn, []) for n, leaf in leaves.items() if leaf.kind is not Kind.INPUT}
+        found = {n: leaf_value(leaf, model, loss_fn, []) for n, leaf in leaves.items() if leaf.kind is not Kind.INPUT}
+        same = [(v.name, n) for n, v in self.vertex_of_leaf.items() if n in found and n not in self.changed_leaves]
+        return Held(found, {vertex: (found[node],) for vertex, node in same})
 
     @cached_property
-    def input_leaves(self) -> dict[str, int]:
-        """The leaves that are inputs, with their positions among the flattened inputs."""
-        return {node: leaf.index for node, leaf in self.captured.leaves.items() if leaf.kind is Kind.INPUT}
+    def inputs(self) -> list[tuple[str, int]]:
+        """The clamped vertices of inputs that the forward leaves as they are, with their places among the inputs."""
+        leaves, changed = self.captured.leaves, self.changed_leaves
+        found = [(v.name, leaves[n]) for n, v in self.vertex_of_leaf.items() if n not in changed]
+        return [(vertex, leaf.index) for vertex, leaf in found if leaf.kind is Kind.INPUT]
+
+    @cached_property
+    def changed(self) -> list[tuple[str, str]]:
+        """The clamped vertices of what the forward changes, with their nodes."""
+        return [(vertex.name, n) for n, vertex in self.vertex_of_leaf.items() if n in self.changed_leaves]
+
+    @cached_property
+    def learns(self) -> bool:
+        """Whether an output (or the loss) has a gradient that the program computes."""
+        return any(self.tracked_outputs)
 
     def batch_size(self, state: State) -> int:
         """The first dimension of the first output vertex that has one; 1 if none has."""
@@ -162,163 +188,3 @@ def _own_loss(captured: Captured) -> str:
             "or use ZIL or FixedPrediction, which take the loss from outside",
         )
     return scalars[0]
-
-
-@dataclass(eq=False)
-class Execution:
-    """One batch through a compiled model: the feed-forward pass, then at most one inference at a time.
-
-    Attributes:
-        flat_inputs: the flattened arguments and targets.
-        held: the leaves that are no inputs, if they are known.
-    """
-
-    compiled: Compiled
-    run: Run
-    model: nn.Module
-    loss_fn: Callable[..., torch.Tensor] | None
-    flat_inputs: list[Any]
-    held: Mapping[str, Any] | None = None
-    state: State | None = None
-    leaves: dict[str, Any] = field(default_factory=dict, init=False)
-    autocast: list[tuple[str, bool, torch.dtype]] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        held = self.compiled.held_leaves(self.model, self.loss_fn) if self.held is None else self.held
-        self.leaves = dict(held)
-        for node, index in self.compiled.input_leaves.items():
-            self.leaves[node] = self.flat_inputs[index]
-        if torch._C._is_any_autocast_enabled():
-            inside = self.compiled.captured.autocast
-            self.autocast = [
-                (d, inside, torch.get_autocast_dtype(d)) for d in _devices() if torch.is_autocast_enabled(d)
-            ]
-
-    @property
-    def sources(self) -> dict[str, torch.Tensor]:
-        """The live tensors whose gradient the program computes, by vertex name."""
-        return {name: self.leaves[node] for name, node in self.compiled.sources.items()}
-
-    def feed_forward(self) -> list[Any]:
-        """Run the feed-forward pass, and what the forward does to buffers.
-
-        Returns:
-            The flattened outputs, or the loss alone if it is inside the program. What the program computed is
-            detached; an input or parameter that the model returns as it is comes back as it is.
-        """
-        captured, changed = self.compiled.captured, self.compiled.changed_leaves
-        clamped: dict[str, Value] = {
-            vertex.name: (self.leaves[node].detach().clone() if node in changed else self.leaves[node],)
-            for node, vertex in self.compiled.vertex_of_leaf.items()
-        }
-        with self._environment():
-            self.state = self.compiled.backend.feed_forward(self.run, clamped)
-            self.run.loss_scale = self._loss_scale()
-            for effect in captured.effects:
-                with torch.no_grad():
-                    written = leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs)
-                    written.copy_(self._computed(effect.node))
-        if captured.loss is not None:
-            return [self.value(captured.loss)]
-        return [
-            constant if node is None else self.value(node)
-            for node, constant in zip(captured.outputs, captured.constants, strict=True)
-        ]
-
-    def value(self, node: str) -> Any:
-        """The value of an FX node after the feed-forward pass; None if the program does not keep it."""
-        return self.leaves[node] if node in self.leaves else self._computed(node)
-
-    def _computed(self, node: str) -> Any:
-        assert self.state is not None
-        place = self.compiled.place_of_node.get(node)
-        return None if place is None else self.state["value", place[0]][place[1]]
-
-    def _loss_scale(self) -> float:
-        """How many samples the loss is the mean of, where inference descends each sample's own energy."""
-        if not self.run.rule.needs_loss:
-            return 1.0
-        per_sample = getattr(self.run.rule, "batch_energy", "") == "per_sample"
-        if not per_sample or not self.compiled.captured.mean_loss or self.state is None:
-            return 1.0
-        return float(self.compiled.batch_size(self.state))
-
-    @property
-    def tracked(self) -> list[bool]:
-        """Which of the outputs that `feed_forward` returns have a gradient that the program computes."""
-        return self.compiled.tracked_outputs
-
-    def infer(self, gradients: Sequence[torch.Tensor | None], keep: bool) -> dict[str, torch.Tensor]:
-        """Run the error sweep.
-
-        Args:
-            gradients: the derivative of what is outside by each of the outputs that `feed_forward` returned.
-            keep: another inference from the same state will follow.
-
-        Returns:
-            The gradient of every source that the errors reach, by vertex name.
-
-        Raises:
-            UsageError: the state of the feed-forward pass is gone.
-        """
-        if self.state is None:
-            raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
-        outputs = self._output_derivatives(gradients)
-        with self._environment():
-            found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
-        if not keep:
-            self.state = None
-        with torch.no_grad():
-            result = {name: value[0] for name, value in found.items() if value[0] is not None}
-            if not self.run.rule.exact:
-                result |= self._unreached(result)
-            return result
-
-    def _unreached(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Zeros for what is learned but has no error yet: too few steps for the wavefront to arrive is no absence."""
-        program = self.compiled.program
-        return {
-            name: torch.zeros_like(source)
-            for name, source in self.sources.items()
-            if name not in found
-            and any((Action.LEARN, child.name) in program.updates for child in program.children(name))
-        }
-
-    def _output_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
-        """dF/dmu by vertex. Inference that is not linear in it follows the loss itself; Learn gets the factor."""
-        loss = self.compiled.loss_vertex
-        if loss is None:
-            return self._external_derivatives(gradients)
-        given = gradients[0]
-        assert given is not None
-        if not self.run.rule.needs_loss:
-            return {loss.name: (given,)}
-        if not self.compiled.descends:  # else the run divides what it hands to the optimizer
-            self.run.learn_factor = given / -self.run.loss_scale
-        return {loss.name: (torch.full_like(given, self.run.loss_scale),)}
-
-    def _external_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
-        by_node: dict[str, torch.Tensor] = {}
-        for name, gradient in zip(self.compiled.captured.outputs, gradients, strict=True):
-            if name is not None and gradient is not None:
-                by_node[name] = by_node[name] + gradient if name in by_node else gradient
-        return {
-            vertex.name: tuple(by_node.get(component.node) for component in vertex.components)
-            for vertex in self.compiled.output_vertices
-        }
-
-    def _environment(self) -> AbstractContextManager[Any]:
-        """The autocast state in which the nodes run: none for an exported graph, the caller's for a symbolic one."""
-        if not self.autocast and not torch._C._is_any_autocast_enabled():
-            return nullcontext()
-        stack = ExitStack()
-        wanted = {device: (enabled, dtype) for device, enabled, dtype in self.autocast}
-        for device in _devices():
-            enabled, dtype = wanted.get(device, (False, None))
-            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
-        return stack
-
-
-@cache
-def _devices() -> tuple[str, ...]:
-    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

@@ -28,7 +28,7 @@ from pccompile.rules import ZIL, FixedPrediction, Incremental, Rule, Strict
 __all__ = ["Piece", "backend"]
 
 _RULES = {"zil": ZIL, "fixed_prediction": FixedPrediction, "strict": Strict, "incremental": Incremental}
-_COMPILE_OPTIONS = ("vertices", "decompose", "dynamic", "backend", "verify", "optimize")
+_COMPILE_OPTIONS = ("vertices", "decompose", "dynamic", "backend", "verify", "optimize", "cuda_graph")
 
 
 def backend(
@@ -42,8 +42,9 @@ def backend(
         graph_module: the piece, with parameters and buffers as inputs.
         example_inputs: what the piece will be called with, without data.
         options: "rule", a rule or its name ("zil", "fixed_prediction"), and next to a name the rule's arguments
-            ("steps", "step_size", "levelled"); "vertices", "decompose", "dynamic", "backend", "verify" and "optimize"
-            as for `pccompile.compile`; "pieces", a list that receives the `PCModule` of every piece, to look inside.
+            ("steps", "step_size", "levelled"); "vertices", "decompose", "dynamic", "backend", "verify", "optimize" and
+            "cuda_graph" as for `pccompile.compile`; "pieces", a list that receives the `PCModule` of every piece, to
+            look inside.
 
     Returns:
         A function of the piece's inputs, differentiable like the piece.

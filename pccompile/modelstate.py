@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from pccompile.call import guard_of
 from pccompile.capture.reads import (
     dictionaries_of,
     is_settled,
@@ -23,7 +24,27 @@ from pccompile.capture.reads import (
 
 __all__ = ["ModelState"]
 
+_version = torch._C._dynamo.guards.dict_version
 _kind = attrgetter("dtype", "device", "shape", "requires_grad")
+
+
+class _Untouched:
+    """Tells that nothing was written into dictionaries and that tensors are of the same kinds; may say no needlessly.
+
+    It compares the counters by which Dynamo sees that a dictionary changed, and so reads little memory: between two
+    steps of training little of what is compared object by object is left in the processor's cache.
+    """
+
+    def __init__(self, dictionaries: list[dict[Any, Any]], tensors: list[torch.Tensor]) -> None:
+        self._empty = [dictionary for dictionary in dictionaries if not dictionary]
+        self._filled = [dictionary for dictionary in dictionaries if dictionary]
+        self._versions = list(map(_version, self._filled))
+        self._tensors, self._guard = tensors, guard_of(tensors)
+
+    def __call__(self) -> bool:
+        return (
+            not any(self._empty) and list(map(_version, self._filled)) == self._versions and self._guard(*self._tensors)
+        )
 
 
 class ModelState:
@@ -36,7 +57,7 @@ class ModelState:
         tensors: dtype, device, shape, requires_grad and ties of every parameter and buffer.
         python: attributes, hooks, globals and closures that the forward may read.
         learns: whether some parameter or buffer requires a gradient.
-        leaves: the parameters, buffers and constants that compiled programs read, by program, in this state.
+        held: the parameters, buffers and constants that compiled programs read, by program, in this state.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any) -> None:
@@ -56,19 +77,28 @@ class ModelState:
         self._tensors = [tensor for tensor in kept if tensor is not None]
         self._kinds = list(map(_kind, self._tensors))
         self.learns = any(tensor.requires_grad for tensor in self._tensors)
-        self.leaves: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        self.held: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._untouched = _Untouched(self._dictionaries, self._tensors)
         self._settled = all(map(is_settled, [*values_read(model, loss_fn), *self._named]))
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
+        if not self._untouched():
+            if not self._is_same():
+                return False
+            self._untouched = _Untouched(self._dictionaries, self._tensors)
+        return all(map(is_, [name.get() for name in self._names], self._named)) and (
+            self._settled or python_key(self.model, self.loss_fn) == self.python
+        )
+
+    def _is_same(self) -> bool:
+        """Whether the modules' dictionaries hold the same objects, in the same order, and tensors of the same kinds."""
         dictionaries = self._dictionaries
         return (
             list(map(len, dictionaries)) == self._sizes
             and all(map(is_, chain.from_iterable(map(dict.values, dictionaries)), self._values))
             and all(map(is_, chain.from_iterable(dictionaries), self._keys))
             and list(map(_kind, self._tensors)) == self._kinds
-            and all(map(is_, [name.get() for name in self._names], self._named))
-            and (self._settled or python_key(self.model, self.loss_fn) == self.python)
         )
 
     def __eq__(self, other: object) -> bool:

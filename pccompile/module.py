@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from operator import is_
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx
 
 from pccompile.backends.run import Run
-from pccompile.call import Call, Loss
+from pccompile.call import Call, Loss, flattened
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
 from pccompile.capture.rehearse import initialise_lazy_modules
-from pccompile.compiled import Compiled, Execution, compile_captured
-from pccompile.errors import DoubleBackwardError, UsageError
-from pccompile.ir.grammar import Kind, Program
+from pccompile.compiled import Compiled, compile_captured
+from pccompile.errors import UsageError
+from pccompile.execution import Execution, linked
+from pccompile.ir.grammar import Program
 from pccompile.losses import averages_over_batch
 from pccompile.modelstate import ModelState, is_tensor_that_learns
+from pccompile.recent import Recent
 from pccompile.rules import Rule
 from pccompile.variants import Variants
 from pccompile.verify import verify
@@ -56,6 +56,7 @@ class PCModule(nn.Module):
         optimize: bool,
         verify: bool = True,
         decompose: bool | str = "auto",
+        cuda_graph: bool | str = "auto",
     ) -> None:
         super().__init__()
         self.__dict__["model"] = model
@@ -69,12 +70,13 @@ class PCModule(nn.Module):
         self.capture_method, self.dynamic, self.optimize = capture_method, dynamic, optimize
         self.verify = verify
         self.decompose = decompose
+        self.cuda_graph = cuda_graph
         self.record_energies = False
         self.energies: list[float] = []
         self.recorder: Any = None  # a Recording while `pccompile.record` is on
         self._variants = Variants()
         self._states: dict[bool, ModelState] = {}  # without and with the loss
-        self._recent: dict[bool, _Recent] = {}
+        self._recent: dict[bool, Recent] = {}
         self._latest: Compiled | None = None
 
     # Calls --------------------------------------------------------------------------------------------------------
@@ -86,12 +88,10 @@ class PCModule(nn.Module):
             CaptureError, ShapeError, NoDerivativeError: at the first call with inputs of this kind.
             UsageError: the rule needs the loss inside the program, and the model has none.
         """
-        call = Call(self.model, None, args, kwargs)
-        state = self._learning_state(call)
-        if state is None:
+        execution = self._execution(None, args, kwargs)
+        if execution is None:
             return self.model(*args, **kwargs)
-        execution = self._execution(call, state)
-        outputs = _call(execution, self._when_done)
+        outputs = linked(execution, self._when_done)
         captured = execution.compiled.captured
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
             outputs = self._around_own_loss(outputs[0], execution)
@@ -108,19 +108,20 @@ class PCModule(nn.Module):
         Raises:
             UsageError: no loss_fn and the model returns no loss; or the rule trains through `step` only.
         """
-        call = Call(self.model, self.loss_fn, *as_arguments(inputs), _as_targets(target))
-        state = self._learning_state(call)
-        if self.rule.name == "Incremental" and state is not None:
+        args, kwargs = as_arguments(inputs)
+        targets = _as_targets(target)
+        if self.rule.name == "Incremental" and torch.is_grad_enabled():
             raise UsageError(
                 "the incremental rule changes the parameters while it infers", cure="call pc.step(x, y, optimizer)"
             )
         if self.loss_fn is None:
-            outputs = self(*call.args, **call.kwargs)
+            outputs = self(*args, **kwargs)
             return loss_among(outputs)
-        if state is None:
-            value: torch.Tensor = self.loss_fn(self.model(*call.args, **call.kwargs), *call.targets)
+        execution = self._execution(self.loss_fn, args, kwargs, targets)
+        if execution is None:
+            value: torch.Tensor = self.loss_fn(self.model(*args, **kwargs), *targets)
             return value
-        loss: torch.Tensor = _call(self._execution(call, state), self._when_done)[0]
+        loss: torch.Tensor = linked(execution, self._when_done)[0]
         return loss
 
     def step(self, inputs: Any, target: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -142,7 +143,8 @@ class PCModule(nn.Module):
             optimizer.step()
             return loss.detach()
         targets = () if self.loss_fn is None else _as_targets(target)
-        execution = self._execution(Call(self.model, self.loss_fn, *as_arguments(inputs), targets))
+        execution = self._execution(self.loss_fn, *as_arguments(inputs), targets, whatever_learns=True)
+        assert execution is not None
         execution.run.parameters, execution.run.optimizer_step = execution.sources, optimizer.step
         with torch.no_grad():
             loss = execution.feed_forward()[0]
@@ -181,7 +183,8 @@ class PCModule(nn.Module):
     def prepare(self, inputs: Any, target: Any = None) -> Program:
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
         targets = _as_targets(target)
-        self._execution(Call(self.model, self.loss_fn if targets else None, *as_arguments(inputs), targets))
+        loss_fn = self.loss_fn if targets else None
+        self._execution(loss_fn, *as_arguments(inputs), targets, whatever_learns=True)
         return self.program
 
     # The model's own ------------------------------------------------------------------------------------------------
@@ -233,12 +236,34 @@ class PCModule(nn.Module):
 
     # Compilation ----------------------------------------------------------------------------------------------------
 
-    def _learning_state(self, call: Call) -> ModelState | None:
-        """The model's state if there is something to learn in this call."""
-        if not torch.is_grad_enabled():
+    def _execution(
+        self,
+        loss_fn: Loss | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: tuple[Any, ...] = (),
+        whatever_learns: bool = False,
+    ) -> Execution | None:
+        """What runs for a call; None where gradients are disabled or there is nothing to learn, unless asked for."""
+        if not (whatever_learns or torch.is_grad_enabled()):
             return None
-        state = self._model_state(call)
-        return state if state.learns or any(map(is_tensor_that_learns, call.flat)) else None
+        flat, structure = flattened(args, kwargs, targets)
+        recent = self._recent.get(loss_fn is None)
+        if recent is None or not recent.serves(self, flat, structure):
+            call = Call(self.model, loss_fn, args, kwargs, targets)
+            state = self._model_state(call)
+            if not (whatever_learns or state.learns or any(map(is_tensor_that_learns, flat))):
+                return None
+            compiled = self._variant(call, state)
+            if compiled not in state.held:
+                state.held[compiled] = compiled.hold(self.model, loss_fn)
+            recent = self._recent[loss_fn is None] = Recent(self, call, state, compiled)
+        self.__dict__["_latest"] = recent.compiled
+        run = Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
+        execution = Execution(recent.compiled, run, self.model, loss_fn, flat, recent.held)
+        if self.recorder is not None:
+            execution = self.recorder.watched(execution, Call(self.model, loss_fn, args, kwargs, targets))
+        return execution
 
     def _model_state(self, call: Call) -> ModelState:
         state = self._states.get(call.loss_fn is None)
@@ -246,21 +271,6 @@ class PCModule(nn.Module):
             initialise_lazy_modules(self.model, call.args, call.kwargs)
             state = self._states[call.loss_fn is None] = ModelState(self.model, call.loss_fn)
         return state
-
-    def _execution(self, call: Call, state: ModelState | None = None) -> Execution:
-        state = state or self._model_state(call)
-        recent = self._recent.get(call.loss_fn is None)
-        if recent is None or not recent.serves(self, call, state):
-            compiled = self._variant(call, state)
-            if compiled not in state.leaves:
-                state.leaves[compiled] = compiled.held_leaves(self.model, call.loss_fn)
-            recent = self._recent[call.loss_fn is None] = _Recent(self, call, state, compiled)
-        self.__dict__["_latest"] = recent.compiled
-        run = Run(self.rule, kinds=call.kinds, record_energies=self.record_energies)
-        execution = Execution(recent.compiled, run, self.model, call.loss_fn, call.flat, recent.held)
-        if self.recorder is not None:
-            execution = self.recorder.watched(execution, call)
-        return execution
 
     def _variant(self, call: Call, state: ModelState) -> Compiled:
         """The compiled program for a call of this kind, from the cache or made now."""
@@ -321,7 +331,8 @@ class PCModule(nn.Module):
         return by_nodes and not self.rule.exact and not is_symbolic(self.model, self.capture_method)
 
     def _when_done(self, execution: Execution) -> None:
-        self.__dict__["energies"] = execution.run.energies
+        if execution.run.energies or self.energies:
+            self.energies = execution.run.energies
 
     def _around_own_loss(self, loss: torch.Tensor, execution: Execution) -> list[Any]:
         captured = execution.compiled.captured
@@ -329,63 +340,6 @@ class PCModule(nn.Module):
             loss if name == captured.loss else constant if name is None else execution.value(name)
             for name, constant in zip(captured.outputs, captured.constants, strict=True)
         ]
-
-
-class _Recent:
-    """The last call, for the next one of the same kind, which is told without the cache's keys."""
-
-    __slots__ = ("_call", "_options", "_plain", "compiled", "held", "state")
-
-    def __init__(self, pc: PCModule, call: Call, state: ModelState, compiled: Compiled) -> None:
-        self.state, self.compiled, self.held = state, compiled, state.leaves[compiled]
-        self._call = call.structure, call.kinds
-        self._options = pc.options
-        writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)
-        self._plain = _are_distinct(call.flat) and not writes_inputs and not torch._C._is_any_autocast_enabled()
-
-    def serves(self, pc: PCModule, call: Call, state: ModelState) -> bool:
-        """Whether a call runs what the last one ran; shared memory matters only where inputs are written into."""
-        return (
-            self._plain
-            and state is self.state
-            and (call.structure, call.kinds) == self._call
-            and all(map(is_, pc.options, self._options))
-            and not torch._C._is_any_autocast_enabled()
-            and _are_distinct(call.flat)
-        )
-
-
-def _are_distinct(values: list[Any]) -> bool:
-    return len(set(map(id, values))) == len(values)
-
-
-class _Sweep(torch.autograd.Function):
-    """Links a program to autograd: forward hands on the outputs of the feed-forward pass, backward is the error sweep.
-
-    It takes the real parameters, so that gradients reach p.grad the way autograd's do: scaled, averaged, hooked.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, execution: Execution, outputs: list[Any], done: Callable[[Execution], None], *sources: Any
-    ) -> Any:
-        ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
-        ctx.set_materialize_grads(False)  # an output that nobody read has no gradient, rather than a gradient of zero
-        tracked = [value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked]
-        # an alias, for autograd hangs this node, and with it the execution, on what is returned: a cycle never freed
-        return tuple(value if value.requires_grad else value.detach() for value in tracked)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: torch.Tensor | None) -> Any:  # type: ignore[override]
-        if torch.is_grad_enabled():
-            raise DoubleBackwardError("backward was called with create_graph=True")
-        execution: Execution = ctx.execution  # type: ignore[attr-defined]
-        given = iter(gradients)
-        by_output = [next(given) if tracked else None for tracked in execution.tracked]
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        found = execution.infer(by_output, keep)
-        ctx.done(execution)  # type: ignore[attr-defined]
-        return None, None, None, *(found.get(name) for name in execution.sources)
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -399,14 +353,6 @@ def _as_targets(target: Any) -> tuple[Any, ...]:
     if target is None:
         return ()
     return target if isinstance(target, tuple) else (target,)
-
-
-def _call(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
-    outputs = execution.feed_forward()
-    if not any(execution.tracked):
-        return outputs
-    linked = iter(_Sweep.apply(execution, outputs, done, *execution.sources.values()))
-    return [next(linked) if tracked else value for value, tracked in zip(outputs, execution.tracked, strict=True)]
 
 
 def loss_among(outputs: Any) -> torch.Tensor:

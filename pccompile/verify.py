@@ -25,8 +25,9 @@ from pccompile.capture.rehearse import rehearsal, with_line
 from pccompile.capture.state import PythonState
 from pccompile.capture.structure import Structure
 from pccompile.capture.watch import refuse_custom_functions
-from pccompile.compiled import Compiled, Execution
+from pccompile.compiled import Compiled
 from pccompile.errors import Place, ReplayError
+from pccompile.execution import Execution
 from pccompile.ir.grammar import Kind
 from pccompile.rules import Rule
 
@@ -149,7 +150,8 @@ class _Replay:
     # Parts --------------------------------------------------------------------------------------------------------
 
     def _execution(self, inputs: list[Any]) -> Execution:
-        return Execution(self.compiled, Run(self.rule, self.call.kinds), self.model, self.loss_fn, inputs)
+        held = self.compiled.hold(self.model, self.loss_fn)
+        return Execution(self.compiled, Run(self.rule, self.call.kinds), self.model, self.loss_fn, inputs, held)
 
     def _rehearsal(self) -> AbstractContextManager[PythonState]:
         written = [

@@ -11,8 +11,8 @@ from torch import nn
 
 import pccompile
 from pccompile.capture import watch
-from pccompile.compiled import Execution
 from pccompile.errors import ReplayError
+from pccompile.execution import Execution
 
 
 class Net(nn.Module):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import fx
 
+from pccompile.backends.cudagraph import Recorder, Replayed, copies, recorder_of
 from pccompile.backends.eager import EagerBackend
 from pccompile.backends.run import Run, State, energy, value_optimizer
 from pccompile.derivatives import LocalFunction, Value
-from pccompile.errors import ProgramError
+from pccompile.errors import ProgramError, UsageError
 from pccompile.ir.grammar import Action, Kind, Program
-from pccompile.lowering import Lowered, lower, results_of
+from pccompile.lowering import Lowered, Quantity, lower, results_of
 from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
@@ -40,7 +42,6 @@ class Executable:
 Compile = Callable[[FlatPiece], Executable]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
-_NOTHING = nullcontext()
 
 
 def as_it_is(piece: FlatPiece) -> Executable:
@@ -59,37 +60,101 @@ class _Stage:
 
     Attributes:
         executable: takes the tensors of `piece.inputs` and gives those of `piece.outputs`.
+        places: where every quantity is that is up to date after it, beside gradients.
         last_reads: the inputs that nothing after this stage reads.
     """
 
     piece: FlatPiece
     executable: Executable
+    places: dict[Quantity, tuple[Any, ...] | None]
     last_reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         piece, self._call = self.piece, self.executable.call
+        self._replayed: Replayed | None = None
         self._given = _getter(piece.inputs)
         self.gradients = {
             name: parts[0]
             for (kind, name), parts in piece.results.items()
             if kind == "gradient" and parts is not None and isinstance(parts[0], Key)
         }
-        self._results = [(q, parts) for q, parts in piece.results.items() if q[0] != "gradient"]
 
-    def run(self, tensors: dict[str, Any], release: bool) -> None:
-        """Bring the tensors up to date; those that nothing reads afterwards are let go while it runs, on request."""
+    def run(self, tensors: dict[str, Any], release: bool, recorder: Recorder | None = None, times: int = 1) -> None:
+        """Bring the tensors up to date.
+
+        Args:
+            tensors: by key.
+            release: let those go, while it runs, that nothing reads afterwards.
+            recorder: records what is launched, and replays it.
+            times: how often a loop's body runs.
+        """
         given = list(self._given(tensors))
         if release:
             for key in self.last_reads:
                 del tensors[key]
-        with _BelowAutograd():
-            found = self._call(given)
+        call = self._call
+        if recorder is not None:
+            given.append(times)
+            call = self._replayed = self._replayed or Replayed(self._repeated, recorder)
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
+        try:
+            with _BelowAutograd():
+                found = call(given)
+        finally:
+            torch._C._set_grad_enabled(enabled)
         tensors.update(zip(self.piece.outputs, found, strict=True))
 
-    def results(self, tensors: Mapping[str, Any], state: State) -> None:
-        """Write the quantities it brought up to date, beside gradients, into a state."""
-        for quantity, parts in self._results:
-            state[quantity] = _filled(parts, tensors)
+    def _repeated(self, given: list[Any]) -> tuple[Any, ...]:
+        """What it brings up to date after as many runs as the last input says."""
+        times: int = given.pop()
+        if times == 1:
+            found: tuple[Any, ...] = self._call(given)
+            return found
+        tensors = dict(zip(self.piece.inputs, given, strict=True))
+        given.clear()
+        for _ in range(times):
+            tensors.update(zip(self.piece.outputs, self._call(list(self._given(tensors))), strict=True))
+        return tuple(tensors[key] for key in self.piece.outputs)
+
+
+class _FlatState(State):
+    """The quantities of a run, read from its tensors when somebody asks.
+
+    Attributes:
+        plan: what wrote the tensors.
+        tensors: by key.
+        places: the parts of each quantity: keys, and what is no tensor itself.
+        recorder: what recorded how the tensors came about, and will write into them again.
+        shown: what is read in their stead.
+    """
+
+    def __init__(
+        self,
+        plan: _Plan,
+        tensors: dict[str, Any],
+        places: Mapping[Quantity, tuple[Any, ...] | None],
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__()
+        self.plan, self.tensors, self.places, self.recorder = plan, tensors, places, recorder
+        self.shown = tensors
+
+    def __missing__(self, quantity: Quantity) -> tuple[Any, ...] | None:
+        parts = self.places[quantity]
+        return None if parts is None else tuple([self.shown[p] if isinstance(p, Key) else p for p in parts])
+
+    def copied(self) -> _FlatState:
+        """The same state, for a run that leaves this one as it is."""
+        return _FlatState(self.plan, dict(self.tensors), self.places, self.recorder)
+
+    def show_copies(self) -> None:
+        """Read copies of what is there now."""
+        keys = [key for key in _keys_of(self.places.values()) if isinstance(self.tensors[key], torch.Tensor)]
+        self.shown = {**self.tensors, **dict(zip(keys, copies([self.tensors[key] for key in keys]), strict=True))}
+
+    def get(self, quantity: Quantity, default: Any = None) -> Any:
+        return self[quantity] if quantity in self.places else super().get(quantity, default)
 
 
 def _getter(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
@@ -101,15 +166,43 @@ def _getter(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, .
 
 @dataclass
 class _Plan:
-    """A program written out for inputs of one kind."""
+    """A program written out for inputs of one kind.
+
+    Attributes:
+        recorder: what can record the launches of its stages; None where nothing can.
+    """
 
     expansion: Expansion
     prediction: _Stage
     sweeps: dict[Hashable, _Sweep]
+    recorder: Recorder | None
 
     def __post_init__(self) -> None:
-        self.keys = tuple(self.expansion.keys.items())
         self.scalars = self.expansion.scalars
+        self._recorded: Callable[[], _FlatState | None] = lambda: None
+        self._keys = tuple(self.expansion.keys.values())
+        self._given = _getter(tuple(self.expansion.keys))
+
+    def tensors(self, clamped: Mapping[str, Value]) -> dict[str, Any]:
+        """The values of the clamped vertices, which have one component each, by key."""
+        return dict(zip(self._keys, chain.from_iterable(self._given(clamped)), strict=True))
+
+    def free_recorder(self) -> Recorder | None:
+        """What records its launches, unless another run's tensors are still to be read where they were recorded."""
+        return self.recorder if self._recorded() is None else None
+
+    def state(self, tensors: dict[str, Any], recorder: Recorder | None) -> _FlatState:
+        """The state after the prediction."""
+        state = _FlatState(self, tensors, self.prediction.places, recorder)
+        if recorder is not None:
+            state.show_copies()
+            self._recorded = ref(state)
+        return state
+
+    def finish(self, state: _FlatState) -> None:
+        """Nothing will be read of a state any more."""
+        if self._recorded() is state:
+            self._recorded = lambda: None
 
     @property
     def stages(self) -> list[_Stage]:
@@ -189,53 +282,76 @@ class AtenBackend:
         if plan is None:
             found: State = self._eager().feed_forward(run, clamped)
             return found
-        tensors: dict[str, Any] = {key: clamped[name][0] for name, key in plan.keys}
+        tensors = plan.tensors(clamped)
         if plan.scalars:
             tensors |= self._scalars(run, plan)
-        with _gradients_enabled():
-            plan.prediction.run(tensors, release=False)
-        state: State = {("plan", ""): plan, ("tensors", ""): tensors}
-        plan.prediction.results(tensors, state)
-        return state
+        recorder = self._recorder(run, plan)
+        plan.prediction.run(tensors, False, recorder)
+        return plan.state(tensors, recorder)
 
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run the error sweep; see `EagerBackend.infer`."""
-        plan: _Plan | None = state.get(("plan", ""))
-        if plan is None:
+        if not isinstance(state, _FlatState):
             gradients: dict[str, Value] = self._eager().infer(run, state, outputs, keep)
             return gradients
-        tensors: dict[str, Any] = state["tensors", ""]
         if keep:
-            state, tensors = dict(state), dict(tensors)
+            state = state.copied()
+        plan, tensors = state.plan, state.tensors
+        state.shown = tensors
         if plan.scalars:
             tensors |= self._scalars(run, plan)
         errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
         sweep = self._sweep(plan, errors)
         tensors |= sweep.enter(errors)
-        with _gradients_enabled():
-            for stage in sweep.stages:
-                self._run(run, stage, tensors, state, keep)
+        for stage in sweep.stages:
+            self._run(run, stage, state, keep)
         if self.infers:
             run.check_finite(self.program, state)
-        return {name: (tensors[key],) for name, key in sweep.gradients.items()}
+        found = {name: tensors[key] for name, key in sweep.gradients.items()}
+        if state.recorder is not None:
+            found = dict(zip(found, copies(list(found.values())), strict=True))
+            plan.finish(state)
+        return {name: (gradient,) for name, gradient in found.items()}
 
-    def _run(self, run: Run, stage: _Stage, tensors: dict[str, Any], state: State, keep: bool) -> None:
-        piece = stage.piece
+    def _run(self, run: Run, stage: _Stage, state: _FlatState, keep: bool) -> None:
+        piece, release = stage.piece, not (keep or state.recorder)
         if not piece.loop:
-            stage.run(tensors, not keep)
-            self._after_step(run, stage, tensors, state)
+            stage.run(state.tensors, release, state.recorder)
+            self._after_step(run, stage, state)
             return
-        for _ in range(piece.span.start.at(run.rule.steps), piece.span.stop.at(run.rule.steps)):
+        span = piece.span
+        times = span.stop.at(run.rule.steps) - span.start.at(run.rule.steps)
+        if state.recorder is not None:
+            stage.run(state.tensors, False, state.recorder, times)
+            self._after_step(run, stage, state)
+            return
+        for _ in range(times):
             if run.settled():
                 break
-            stage.run(tensors, False)
-            self._after_step(run, stage, tensors, state)
+            stage.run(state.tensors, False)
+            self._after_step(run, stage, state)
 
-    def _after_step(self, run: Run, stage: _Stage, tensors: dict[str, Any], state: State) -> None:
-        stage.results(tensors, state)
+    def _recorder(self, run: Run, plan: _Plan) -> Recorder | None:
+        """What records the run's launches, if that is wanted and nothing happens between them.
+
+        Raises:
+            UsageError: it is asked for, and not possible.
+        """
+        if not run.cuda_graph or (plan.recorder is None and run.cuda_graph == "auto"):
+            return None
+        between = "reads its energy in every step" if run.records else "changes parameters while it infers"
+        if run.records or run.optimizer_step is not None or plan.recorder is None:
+            if run.cuda_graph == "auto":
+                return None
+            problem = "not everything is on one GPU" if plan.recorder is None else f"the rule {between}"
+            raise UsageError(f"no CUDA graph of this step: {problem}", cure='use cuda_graph="auto" or False')
+        return plan.free_recorder()
+
+    def _after_step(self, run: Run, stage: _Stage, state: _FlatState) -> None:
+        state.places = stage.places
         if stage.piece.descents:
             for parameter, key in stage.piece.descents:
-                run.descend(parameter, None if key is None else (tensors[key],))
+                run.descend(parameter, None if key is None else (state.tensors[key],))
             run.end_step()
         if self.infers and run.records and stage.piece.compares:
             run.energies.append(energy(self.program, run, state))
@@ -286,8 +402,9 @@ class AtenBackend:
         )
         given = self._all_given(expansion)
         graphs, keys = expansion.error_sweep(given)
-        plan = _Plan(expansion, self._stage(expansion.prediction.finish()), {})
-        plan.sweeps[_mask(given)] = _Sweep(self._stages([graph.finish() for graph in graphs]), keys, given)
+        devices = {value.device for value in fakes.values() if isinstance(value, torch.Tensor)}
+        plan = _Plan(expansion, self._stage(expansion.prediction.finish(), {}), {}, recorder_of(devices))
+        plan.sweeps[_mask(given)] = _Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
         return plan
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
@@ -314,25 +431,29 @@ class AtenBackend:
                 graphs, keys = plan.expansion.error_sweep(given)
             except Unsupported as reason:
                 raise ProgramError(f"the error sweep for some outputs only cannot be written: {reason}") from reason
-            plan.sweeps[mask] = _Sweep(self._stages([graph.finish() for graph in graphs]), keys, given)
+            plan.sweeps[mask] = _Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
         return plan.sweeps[mask]
 
-    def _stages(self, pieces: list[FlatPiece]) -> list[_Stage]:
-        stages = [self._stage(piece) for piece in pieces]
-        later: set[str] = set()
+    def _stages(self, plan: _Plan, pieces: list[FlatPiece]) -> list[_Stage]:
+        places = plan.prediction.places
+        stages = []
+        for piece in pieces:
+            stages.append(self._stage(piece, places))
+            places = stages[-1].places
+        later = _keys_of(places.values()) if self.infers else set()  # whether they are finite is asked afterwards
         for stage in reversed(stages):
-            later.update(key for parts in stage.piece.results.values() for key in parts or () if isinstance(key, Key))
+            later |= _keys_of(stage.piece.results.values())
             stage.last_reads = tuple(key for key in stage.piece.inputs if key not in later)
             later.update(stage.piece.inputs)
         return stages
 
-    def _stage(self, piece: FlatPiece) -> _Stage:
-        return _Stage(piece, self.compile_graph(piece))
+    def _stage(self, piece: FlatPiece, before: Mapping[Quantity, tuple[Any, ...] | None]) -> _Stage:
+        new = {quantity: parts for quantity, parts in piece.results.items() if quantity[0] != "gradient"}
+        return _Stage(piece, self.compile_graph(piece), {**before, **new})
 
 
-def _gradients_enabled() -> AbstractContextManager[Any]:
-    """Some operators keep what their derivative needs only where gradients are enabled."""
-    return _NOTHING if torch.is_grad_enabled() else torch.enable_grad()
+def _keys_of(quantities: Iterable[tuple[Any, ...] | None]) -> set[str]:
+    return {key for parts in quantities for key in parts or () if isinstance(key, Key)}
 
 
 def _mask(errors: Mapping[str, Value]) -> Hashable:
@@ -341,7 +462,3 @@ def _mask(errors: Mapping[str, Value]) -> Hashable:
 
 def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device).copy_(part)
-
-
-def _filled(parts: tuple[Any, ...] | None, tensors: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    return None if parts is None else tuple(tensors[part] if isinstance(part, Key) else part for part in parts)

@@ -98,7 +98,7 @@ class AutoBackend:
             parameters = {name: clamped[name][0].detach().clone() for name in self._descended()}
 
             def call() -> None:
-                alone = Run(run.rule, run.kinds, parameters)
+                alone = Run(run.rule, run.kinds, parameters, cuda_graph=run.cuda_graph)
                 state = backend.feed_forward(alone, clamped)
                 backend.infer(alone, state, self._unit_errors(state))
 

@@ -37,6 +37,7 @@ class Run:
         random_states: random states of the forward pass's draws, so that they are held in every step.
         energies: the energy of each step, filled while inferring if somebody reads it.
         record_energies: somebody does.
+        cuda_graph: whether launches are recorded as CUDA graphs: True, False, or "auto": where that is possible.
         stepped: a parameter's gradient was handed in during this inference step.
     """
 
@@ -50,6 +51,7 @@ class Run:
     random_states: RandomStates = field(default_factory=dict)
     energies: list[float] = field(default_factory=list)
     record_energies: bool = False
+    cuda_graph: bool | str = False
     stepped: bool = False
 
     @property

@@ -18,9 +18,10 @@ from torch.utils import _pytree as pytree
 from pccompile.backends.literal import LiteralBackend, TorchSemantics
 from pccompile.backends.run import Run
 from pccompile.call import Call
-from pccompile.compiled import Compiled, Execution
+from pccompile.compiled import Compiled
 from pccompile.derivatives import LocalFunction, Value, local_functions
 from pccompile.errors import UsageError
+from pccompile.execution import Execution
 from pccompile.inspection.timeline import timeline
 from pccompile.ir.evaluate import Evaluator
 from pccompile.ir.grammar import Action, Kind, Program
@@ -116,8 +117,8 @@ class Recording:
         frame = Frame(compiled.program, run.rule.steps)
         backend = WatchedBackend(compiled.program, self._functions[key][1], frame, self.values)
         watched = replace(compiled, backend=backend)
-        inputs = execution.flat_inputs
-        return WatchedExecution(watched, run, model, loss_fn, inputs, recording=self, frame=frame, reference=reference)
+        given = execution.flat_inputs, execution.held
+        return WatchedExecution(watched, run, model, loss_fn, *given, recording=self, frame=frame, reference=reference)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import pccompile
 from pccompile.backends import AtenBackend
-from pccompile.call import Call
 from pccompile.errors import MissingPackageError, UsageError
 from pccompile.inspection.recording import WatchedExecution
 from pccompile.inspection.recording_views import by_layer
@@ -95,14 +94,14 @@ def test_the_incremental_rule_is_recorded_without_a_divergence():
 def test_nothing_is_left_of_a_recording_and_nothing_was_there_before():
     model, inputs, target = make("mlp")
     pc = pccompile.compile(model, loss_fn=loss_fn, example_inputs=inputs, example_target=target)
-    backend, call = pc._latest.backend, Call(model, loss_fn, (inputs,), {}, (target,))
+    backend, call = pc._latest.backend, (loss_fn, (inputs,), {}, (target,))
     with pccompile.record(pc) as rec:
-        assert isinstance(pc._execution(call), WatchedExecution)
+        assert isinstance(pc._execution(*call), WatchedExecution)
         with pytest.raises(UsageError, match="recorded already"), pccompile.record(pc):
             pass
         copied = copy.deepcopy(pc)
     assert copied.recorder is None and pickle.loads(pickle.dumps(pc.rule)) == pc.rule
-    execution = pc._execution(call)
+    execution = pc._execution(*call)
     assert type(execution).__name__ == "Execution" and execution.compiled.backend is backend
     assert isinstance(backend, AtenBackend) and not pc.record_energies
     train(pc, inputs, target)

@@ -1,0 +1,80 @@
+"""The last call of a module, for the next one of the same kind: told from it without making a key of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from operator import is_
+from typing import Any, Protocol
+
+import torch
+
+from pccompile.call import Call, guard_of, kind_of
+from pccompile.compiled import Compiled, Held
+from pccompile.ir.grammar import Kind
+from pccompile.modelstate import ModelState, is_tensor_that_learns
+
+__all__ = ["Recent"]
+
+_version = torch._C._dynamo.guards.dict_version
+
+
+class _Configured(Protocol):
+    """What may be set on a module between calls and changes what runs."""
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """All of it."""
+
+
+class Recent:
+    """What ran last.
+
+    Attributes:
+        compiled, held: what ran, and the tensors that it holds.
+        kinds: of the call's flattened inputs.
+        learns: there was something to learn.
+    """
+
+    __slots__ = (
+        "_guard",
+        "_options",
+        "_plain",
+        "_state",
+        "_structure",
+        "_version",
+        "compiled",
+        "held",
+        "kinds",
+        "learns",
+    )
+
+    def __init__(self, module: _Configured, call: Call, state: ModelState, compiled: Compiled) -> None:
+        self.compiled, self.kinds = compiled, call.kinds
+        self.held: Held = state.held[compiled]
+        self.learns = state.learns or any(map(is_tensor_that_learns, call.flat))
+        self._state, self._structure, self._guard = state, call.structure, guard_of(call.flat)
+        self._options, self._version = module.options, _version(module.__dict__)
+        writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)
+        self._plain = _are_distinct(call.flat) and not writes_inputs and not torch._C._is_any_autocast_enabled()
+
+    def serves(self, module: _Configured, flat: list[Any], structure: Hashable) -> bool:
+        """Whether a call runs what the last one ran; shared memory matters only where inputs are written into."""
+        return (
+            self._plain
+            and structure == self._structure
+            and (self._guard(*flat) or tuple(map(kind_of, flat)) == self.kinds)
+            and self._state.holds()
+            and (_version(module.__dict__) == self._version or self._is_configured_alike(module))
+            and not torch._C._is_any_autocast_enabled()
+            and _are_distinct(flat)
+        )
+
+    def _is_configured_alike(self, module: _Configured) -> bool:
+        alike = all(map(is_, module.options, self._options))
+        if alike:
+            self._version = _version(module.__dict__)
+        return alike
+
+
+def _are_distinct(values: Sequence[Any]) -> bool:
+    return len(set(map(id, values))) == len(values)
