@@ -278,16 +278,7 @@ class PCModule(nn.Module):
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
 
         def trace() -> Captured:
-            captured = capture(
-                self.model,
-                call.loss_fn,
-                call.args,
-                dict(sorted(call.kwargs.items())),
-                call.targets,
-                self.capture_method,
-                self.dynamic,
-                opens,
-            )
+            captured = capture(call, self.capture_method, self.dynamic, opens)
             if call.loss_fn is not None:
                 captured.mean_loss = averages_over_batch(call.loss_fn, captured.example_outputs, call.targets)
             captured.example_outputs = None
