@@ -49,6 +49,11 @@ class Executable:
     choices: tuple[Row, ...] = ()
     graph: fx.Graph | None = None
 
+    def rows(self, piece: FlatPiece) -> list[Row]:
+        """What runs each vertex."""
+        graph = piece.module.graph if self.graph is None else self.graph
+        return [*self.choices, *rows_of(graph, self.runs)]
+
 
 Compile = Callable[[FlatPiece], Executable]
 
@@ -68,7 +73,7 @@ def as_it_is(piece: FlatPiece) -> Executable:
 
 def python_of(module: fx.GraphModule, name: str) -> str:
     """A flat graph as a Python function of that name; kernels go by their own."""
-    code = module.code.strip().replace("def forward(", f"def {name}(", 1)
+    code: str = module.code.strip().replace("def forward(", f"def {name}(", 1)
     for function in {node.target for node in module.graph.nodes if "kernel" in node.meta}:
         module_name = str(getattr(function, "__module__", ""))
         code = code.replace(f"{module_name.replace('.', '_')}_{function.__name__}", function.__name__)
@@ -196,15 +201,12 @@ class AtenBackend:
 
     def report(self) -> list[Row]:
         """What runs each vertex, for the inputs seen last; empty where the eager back end does."""
-        rows: list[Row] = []
-        for stage in self.latest.stages if self.latest is not None else ():
-            phase = (
-                "prediction" if stage is self.latest.prediction else "every step" if stage.piece.loop else "error sweep"
-            )  # type: ignore[union-attr]
-            executable = stage.executable
-            graph = stage.piece.module.graph if executable.graph is None else executable.graph
-            rows += [replace(row, phase=phase) for row in (*executable.choices, *rows_of(graph, executable.runs))]
-        return rows
+        if self.latest is None:
+            return []
+        sweep = list(self.latest.sweeps.values())[-1]
+        phased = [("prediction", self.latest.prediction)]
+        phased += [("every step" if stage.piece.loop else "error sweep", stage) for stage in sweep.stages]
+        return [replace(row, phase=phase) for phase, stage in phased for row in stage.executable.rows(stage.piece)]
 
     def kind_of(self, run: Run) -> Hashable:
         """What a plan depends on: runs of one kind share it."""

@@ -45,14 +45,15 @@ class Region:
 
 
 def regions(graph: fx.Graph) -> list[Region]:
-    """The graph cut at calls of kernels, and between them in one piece, or into repeated blocks and what is around them.
+    """The graph in one piece, or cut into repeated blocks and what lies between them; before that at calls of kernels.
 
     Calls of kernels (nodes with "kernel" in their meta) that follow one another are a part.
     """
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     parts: list[Region] = []
-    for kernels, run in groupby(nodes, key=lambda node: "kernel" in node.meta):
-        parts += [region(list(run))] if kernels else _cut(list(run))
+    for kernels, together in groupby(nodes, key=lambda node: "kernel" in node.meta):
+        run = list(together)
+        parts += [region(run)] if kernels else _cut(run)
     return parts
 
 

@@ -30,63 +30,12 @@ from pccompile.backends.patterns.match import (
     view,
 )
 from pccompile.kernels.devices import product_precision
-from pccompile.kernels.linear_error.kernel import launch_linear_error
+from pccompile.kernels.linear_error.rows import sweep_rows
 
-__all__ = ["PATTERN", "linear_error"]
+__all__ = ["PATTERN"]
 
 _aten = torch.ops.aten
 _ADDS = (_aten.add.Tensor, operator.add)
-
-
-def linear_error(
-    error: Tensor,
-    residual: Tensor | None,
-    x: Tensor | None,
-    weight: Tensor | None,
-    parent: Tensor | bool,
-    weight_gradient: Tensor | bool,
-    bias_gradient: Tensor | bool,
-    transposed: bool,
-    activation: str,
-    negative_slope: float,
-    gain: float,
-    input_precision: str,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The kernel on tensors known to fit, without the operator's checks and its dispatch.
-
-    Args:
-        parent, weight_gradient, bias_gradient: whether each is asked for, or the tensor to add it to.
-        transposed: the weight's gradient is (in, out).
-    """
-
-    def place(asked: Tensor | bool, *shape: int) -> Tensor | None:
-        return (error.new_empty(shape) if asked else None) if isinstance(asked, bool) else asked
-
-    batch, out = error.shape
-    parent_error = place(parent, batch, weight.shape[1]) if weight is not None else None
-    if x is None:
-        d_weight = given = None
-    else:
-        given = place(weight_gradient, *((x.shape[1], out) if transposed else (out, x.shape[1])))
-        d_weight = given.t() if given is not None and transposed else given
-    d_bias = place(bias_gradient, out)
-    launch_linear_error(
-        error,
-        residual,
-        x,
-        weight,
-        activation,
-        parent_error=parent_error,
-        weight_gradient=d_weight,
-        bias_gradient=d_bias,
-        accumulate_parent=not isinstance(parent, bool),
-        accumulate_weight=not isinstance(weight_gradient, bool),
-        accumulate_bias=not isinstance(bias_gradient, bool),
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
-    return parent_error, given, d_bias
 
 
 @dataclass(frozen=True)
@@ -290,7 +239,7 @@ def _match(d: fx.Node, products: dict[str, _Product], folded: tuple[Sloped, tupl
             1.0 if gain is None else at(gain),
             product_precision(),
         )
-        found = call(graph, linear_error, args, "linear_error")
+        found = call(graph, sweep_rows, args, "linear_error")
         found.meta["val"] = tuple(_kind(products.get(kind)) for kind in _KINDS)
         return [
             view(graph, item(graph, found, _KINDS.index(p.kind), found.meta["val"][_KINDS.index(p.kind)]), like)
@@ -305,7 +254,7 @@ _KINDS = ("parent", "weight", "bias")
 
 
 def _kind(product: _Product | None) -> Tensor | None:
-    """A stand-in for a result as the kernel writes it: that of the product, or of the sum over the batch, as a vector."""
+    """A stand-in for a result as the kernel writes it: the product's, or that of the sum over the batch as a vector."""
     if product is None:
         return None
     node = next(node for node in product.nodes if node.target is _aten.mm.default or node.meta["val"].dim() == 1)
