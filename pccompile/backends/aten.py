@@ -51,8 +51,9 @@ class Executable:
 
     def rows(self, piece: FlatPiece) -> list[Row]:
         """What runs each vertex."""
-        graph = piece.module.graph if self.graph is None else self.graph
-        return [*self.choices, *rows_of(graph, self.runs)]
+        if self.graph is None:
+            return rows_of(piece.module.graph, self.runs, f"{self.runs} operators")
+        return [*self.choices, *rows_of(self.graph, self.runs, "no kernel takes them")]
 
 
 Compile = Callable[[FlatPiece], Executable]

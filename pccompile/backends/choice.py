@@ -89,8 +89,11 @@ def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
     """Time the kernel against the operators on tensors of these kinds, or look up what was found before."""
     import triton
 
+    import pccompile
+
     replaced, kernel = _graph_of(match), _call_of(match)
-    key = cache.digest("kernel", match.kernel, *map(signature, (replaced, kernel)), triton.__version__, rest.__name__)
+    versions = triton.__version__, pccompile.__version__
+    key = cache.digest("kernel", rest.__name__, versions, *map(signature, (replaced, kernel)))
     seconds = cache.load(key)
     if not isinstance(seconds, dict) or set(seconds) != {"kernel", "operators"}:
         try:
@@ -142,16 +145,18 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
     )
     call = (rest or as_it_is)(piece).call
     inputs = [_random(node.meta["val"]) for node in placeholders]
+    device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
     times: list[float] = []
-    for repetition in range(_WARM_UPS + _REPETITIONS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(_CALLS):
-            call(list(inputs))
-        stop.record()
-        stop.synchronize()
-        if repetition >= _WARM_UPS:
-            times.append(start.elapsed_time(stop) / 1e3 / _CALLS)
+    with torch.cuda.device(device), torch._C._AutoDispatchBelowAutograd():
+        for repetition in range(_WARM_UPS + _REPETITIONS):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(_CALLS):
+                call(list(inputs))
+            stop.record()
+            stop.synchronize()
+            if repetition >= _WARM_UPS:
+                times.append(start.elapsed_time(stop) / 1e3 / _CALLS)
     return statistics.median(times)
 
 
@@ -160,5 +165,5 @@ def _random(kind: Any) -> Any:
     if not isinstance(kind, torch.Tensor):
         return kind
     size = 1 + sum((n - 1) * stride for n, stride in zip(kind.shape, kind.stride(), strict=True)) if kind.numel() else 0
-    drawn = torch.rand(size, device=kind.device)
+    drawn = torch.rand(size, device=kind.device, generator=torch.Generator(kind.device).manual_seed(0))
     return drawn.to(kind.dtype).as_strided(kind.shape, kind.stride())

@@ -84,7 +84,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (row.phase, ", ".join(row.vertices) or "-", row.kernel, *numbers, row.reason)
 
 
-def rows_of(graph: fx.Graph, runs: str) -> list[Row]:
+def rows_of(graph: fx.Graph, runs: str, reason: str) -> list[Row]:
     """The operators of a flat graph by vertex, without those whose row was written when they were chosen."""
     by_vertex: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -95,7 +95,7 @@ def rows_of(graph: fx.Graph, runs: str) -> list[Row]:
         Row(
             (vertex,) if vertex else (),
             runs,
-            "operators that no kernel takes" if runs == "aten" else "operators compiled by Inductor",
+            reason,
             sum(map(launches_of, nodes)),
             sum(map(bytes_of, nodes)),
             sum(map(operations_of, nodes)),

@@ -109,10 +109,11 @@ class _Order:
         self.gone: set[fx.Node] = set()
 
     def takes(self, match: Match) -> bool:
-        """Whether the call has a place: after all it reads, and before all that read its results."""
+        """Whether the call has a place: after all it reads, before all that read its results, and these are all."""
         if self.gone.intersection((*match.replaced, *match.inputs)):
             return False
-        if any("chosen" in node.meta for node in match.replaced):
+        inner = (user for node in {*match.replaced} - {*match.results} for user in node.users)
+        if any("chosen" in node.meta for node in match.replaced) or any(user not in match.replaced for user in inner):
             return False
         last = max(self.position[node] for node in match.inputs)
         readers = (user for node in match.results for user in node.users if user not in match.replaced)

@@ -131,8 +131,11 @@ def _products_through(d: fx.Node, user: fx.Node) -> Iterator[_Product]:
         left, right = user.args
         if left is d and right is not d and _is_error(user):
             yield _Product("parent", (user,), right)  # type: ignore[arg-type]
-        elif right is d and left.target is _aten.t.default:  # type: ignore[union-attr]
-            yield _Product("weight", (user,), left.args[0], transposed=True)  # type: ignore[union-attr, arg-type]
+        elif right is d:
+            flipped, gain = _without_gain(left)  # type: ignore[arg-type]
+            if flipped.target is _aten.t.default:
+                nodes: tuple[fx.Node, ...] = (user,) if gain is None else (left, user)  # type: ignore[assignment]
+                yield _Product("weight", nodes, flipped.args[0], gain, transposed=True)  # type: ignore[arg-type]
     elif user.target is _aten.t.default:
         for reader in user.users:
             scaled, gain = (only_user(reader), reader) if _without_gain(reader)[0] is user else (reader, None)
