@@ -60,7 +60,8 @@ def objection(match: Match) -> str:
     from pccompile.kernels.devices import interpreted
 
     kinds = _tensors(match)
-    devices, dtypes = {kind.device.type for kind in kinds}, {kind.dtype for kind in kinds}
+    devices = {kind.device.type for kind in kinds}
+    dtypes = {kind.dtype for kind in kinds if kind.is_floating_point() or kind.is_complex()}
     if not _on_gpu(match) and not (interpreted() and devices == {"cpu"}):
         return "no GPU"
     if len(dtypes) > 1:

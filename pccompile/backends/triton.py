@@ -88,7 +88,8 @@ def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
 
 def _row(match: Match, kernel: str, reason: str) -> Row:
     tensors = sum(map(size_of, {*match.inputs, *match.results}))
-    return Row(covered(match.replaced), kernel, reason, 1, tensors, sum(map(operations_of, match.replaced)))
+    operations = sum(map(operations_of, match.replaced))
+    return Row(covered(match.replaced), kernel, reason, match.launches, tensors, operations)
 
 
 def _left(match: Match, reason: str) -> Row:

@@ -30,6 +30,7 @@ class Match:
         results: the ones of these that are read outside.
         inputs: the nodes that the call reads.
         write: writes the call into a graph, given what stands there for each input; returns a node for each result.
+        launches: of kernels, by the call.
     """
 
     kernel: str
@@ -37,6 +38,7 @@ class Match:
     results: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
     write: Write
+    launches: int = 1
 
 
 Candidates = Callable[[fx.Node], Iterator[Match]]
