@@ -2,7 +2,7 @@
 
 What no kernel takes runs as ATen operators, or compiled by Inductor where there is a GPU. Kernels run on a GPU, and
 under Triton's interpreter for tests. On a GPU a kernel is chosen by measurement, against what would run in its place
-(choice.py). Kernels are called by their launchers: an operator's dispatch costs more than the launch.
+(choice.py). Kernels are called by their launchers: an operator's dispatch more than doubles the cost of a call.
 """
 
 from __future__ import annotations

@@ -65,10 +65,8 @@ class _Product:
 
 def _candidates(heart: fx.Node) -> Iterator[Match]:
     d = _error_of(heart)
-    products = {} if d is None else _products(d)
-    if d is None or heart not in {node for product in products.values() for node in product.nodes}:
-        return
-    if set(products) <= {"bias"}:
+    products = {} if d is None else _products(d, heart)
+    if d is None or set(products) <= {"bias"}:
         return
     added = {kind: _with_sum(product) for kind, product in products.items()}
     folded = _activation_before(d, products)
@@ -109,17 +107,22 @@ def _without_gain(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     return node, None
 
 
-def _products(d: fx.Node) -> dict[str, _Product]:
-    """The products with d that the kernel forms; at most one of each kind, with one gain."""
-    found: dict[str, _Product] = {}
+def _products(d: fx.Node, heart: fx.Node) -> dict[str, _Product]:
+    """The products with d that the kernel forms: the heart's, and of the other kinds one each that goes with it."""
     if d.meta["val"].dim() != 2:
-        return found
-    for user in d.users:
-        for product in _products_through(d, user):
-            found.setdefault(product.kind, _with_gain(product))
-    if "weight" in found and "bias" in found and found["weight"].gain is not found["bias"].gain:
-        del found["bias"]
+        return {}
+    every = [_with_gain(product) for user in d.users for product in _products_through(d, user)]
+    found: dict[str, _Product] = {product.kind: product for product in every if heart in product.nodes}
+    for product in every:
+        if found and product.kind not in found and all(_go_together(product, other) for other in found.values()):
+            found[product.kind] = product
     return found
+
+
+def _go_together(a: _Product, b: _Product) -> bool:
+    """Whether two products are of layers of the same size, and have the same gain; the parent's error has none."""
+    sizes = {product.operand.meta["val"].shape[1] for product in (a, b) if product.operand is not None}
+    return len(sizes) < 2 and ("parent" in (a.kind, b.kind) or a.gain is b.gain)
 
 
 def _products_through(d: fx.Node, user: fx.Node) -> Iterator[_Product]:

@@ -145,6 +145,20 @@ class Transposed(nn.Module):
         return self.c(F.gelu(torch.addmm(self.bias, x, self.weight), approximate="tanh"))
 
 
+class Cells(nn.Module):
+    """Two weights of different sizes read the same error, in every time step."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.c = nn.LSTMCell(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[0], 4)
+        for part in (x[:, :3], x[:, 3:]):
+            h, c = self.cell(part, (h, c))
+        return self.c(h)
+
+
 class Mean(nn.Module):
     """Over the positions of a sequence."""
 
@@ -206,6 +220,11 @@ def test_the_products_of_a_recurrent_network(device):
     pc = compiled(Mean(nn.LSTM(6, 8, batch_first=True)), device)
     launches = agree(pc, pccompile.FixedPrediction(steps=3, step_size=0.5), *batch(device, 3, 2))
     assert launches["linear_predict"] and launches["linear_error"]
+
+
+def test_weights_that_share_an_error_are_swept_apart(device):
+    launches = agree(compiled(Cells(), device), pccompile.ZIL(), *batch(device))
+    assert launches["linear_error"] == 5  # two products with a weight in each of two time steps, and the last layer
 
 
 def test_the_linear_layers_of_a_transformer_beside_its_attention(device):
