@@ -4,8 +4,9 @@
     linear_error     the parent's error, dW and db from a layer's error    one launch
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), which table of configurations a device reads (devices.py) and what a kernel refuses
-(arguments.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+laid over tiles (tiles.py), which table of configurations a device reads (devices.py), what a kernel refuses
+(arguments.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
+float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -13,6 +14,7 @@ Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before
 from __future__ import annotations
 
 from pccompile.kernels.activations import ACTIVATIONS, Activation
+from pccompile.kernels.launches import counting_launches
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
 
@@ -21,6 +23,7 @@ __all__ = [
     "Activation",
     "ErrorSweep",
     "Prediction",
+    "counting_launches",
     "linear_error",
     "linear_error_into",
     "linear_predict",

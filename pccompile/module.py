@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pccompile.backends.report import BackendReport
 from pccompile.backends.run import Run
 from pccompile.call import Call, Loss, flattened
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
@@ -179,6 +180,27 @@ class PCModule(nn.Module):
         assert self._latest is not None
         code: str = getattr(self._latest.backend, "code", program.code)
         return code
+
+    def backend_report(self) -> BackendReport:
+        """What runs each vertex, and why, for the inputs seen last; prints as a table.
+
+        Raises:
+            UsageError: nothing has been compiled yet.
+        """
+        program = self.program
+        assert self._latest is not None and program is self._latest.program
+        report = getattr(self._latest.backend, "report", None)
+        return BackendReport(self.backend, () if report is None else tuple(report()))
+
+    def explain(self, name: str) -> str:
+        """The story of one vertex: `program.explain`, and what runs it.
+
+        Raises:
+            UsageError: nothing has been compiled yet, or no vertex has that name.
+        """
+        told = self.program.explain(name)
+        rows = self.backend_report().of(name)
+        return "\n".join([told, *(f"runs in the {row.phase} as: {row.kernel} ({row.reason})" for row in rows)])
 
     def prepare(self, inputs: Any, target: Any = None) -> Program:
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""

@@ -22,7 +22,7 @@ from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_o
 from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.masks import narrow_masks
-from pccompile.lowering.symbols import Space, Symbol, Writer
+from pccompile.lowering.symbols import Origin, Space, Symbol, Writer
 from pccompile.updates import ValueOptimizer, infer, relax, total
 
 __all__ = ["Expansion", "FlatPiece", "Key", "Scalars"]
@@ -160,6 +160,7 @@ class Expansion:
                     {q: r.value if isinstance(r, _Held) else r for q, r in zip(piece.writes, results, strict=True)}
                 )
             else:
+                self.space.origin = Origin(node.meta.get("vertex", ""))
                 values[node] = self._run(node, values)
         results_of = {q: self.state[q] for q in piece.writes if q in self.needed}
         written = _Written(self, piece, writer, results_of)
@@ -251,6 +252,7 @@ class Expansion:
             node = writer.graph.call_function(torch.clone, (writer.use(start),))
         else:
             node = _laid_out(writer, start, like)
+        node.meta["val"] = like
         node._rename(self.space.unique(f"{name}_start"))
         writer.exports[given.key] = node
         return given
@@ -307,8 +309,11 @@ class _Written:
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
         narrow_masks(graph)
-        gains = {key for key, (name, *_) in self.expansion.scalars.items() if name == "gain"}
-        scale_errors(graph, [node for key, node in self.writer.imports.items() if key in gains])
+        keys = {key for key, (name, *_) in self.expansion.scalars.items() if name == "gain"}
+        gains = [node for key, node in self.writer.imports.items() if key in keys]
+        for node in gains:
+            node.meta["gain"] = True
+        scale_errors(graph, gains)
         graph.lint()
         used = [key for key, node in self.writer.imports.items() if node.users]
         for node in self.writer.imports.values():
@@ -350,6 +355,7 @@ class _Prediction:
         self.expansion, self.name, self.function, self.leaves = expansion, name, function, leaves
         self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
         self.fragment = fragment_of(function, self.kinds, None, expansion.fragments)
+        self.behind = self.fragment.behind
         self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
         if first is not None:
             if first.fragment.graph is not self.fragment.graph:
@@ -412,6 +418,7 @@ class _Prediction:
         if all(a.stride() == b.stride() and a.dtype == b.dtype for a, b in zip(expected, actual, strict=True)):
             return self.fragment, _Layered(self.symbols)
         other = fragment_of(self.function, self.kinds, actual, self.expansion.fragments)
+        self.behind = self.behind | other.behind
         mine, theirs = self.fragment.predicted, other.predicted
         forward = min(len(mine), len(theirs))
         symbols: dict[fx.Node, Any] = _Layered({node: self.leaves[leaf] for leaf, node in other.leaves.items()})
@@ -439,6 +446,8 @@ class _Prediction:
             stack.pop()
             args = fx.node.map_arg(current.args, lambda n: _Held(symbols[n]))
             kwargs = fx.node.map_arg(current.kwargs, lambda n: _Held(symbols[n]))
+            part: Any = "error" if current in self.behind else "prediction"
+            self.expansion.space.origin = Origin(self.function.vertex.name, part)
             operator = str(getattr(current.target, "__name__", current.target)).partition(".")[0].strip("_")
             symbols[current] = self.expansion.space.emit(
                 current.target,  # type: ignore[arg-type]
