@@ -2,10 +2,12 @@
 
     linear_predict   mu = act(x W^T + b)                                   one launch
     linear_error     the parent's error, dW and db from a layer's error    one launch
+    cross_entropy    the loss vertex: its prediction, and its error        one launch each
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), which table of configurations a device reads (devices.py) and what a kernel refuses
-(arguments.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+laid over tiles (tiles.py), sums over programs in a fixed order (reductions.py), which table of configurations a device
+reads (devices.py) and what a kernel refuses (arguments.py). Kernels take float32, bfloat16 and float16, accumulate in
+float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -13,6 +15,7 @@ Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before
 from __future__ import annotations
 
 from pccompile.kernels.activations import ACTIVATIONS, Activation
+from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
 
@@ -20,7 +23,10 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "ErrorSweep",
+    "LossPrediction",
     "Prediction",
+    "cross_entropy_error",
+    "cross_entropy_predict",
     "linear_error",
     "linear_error_into",
     "linear_predict",
