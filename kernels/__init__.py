@@ -3,6 +3,7 @@
     linear_predict   mu = act(x W^T + b)                                   one launch
     linear_error     the parent's error, dW and db from a layer's error    one launch
     cross_entropy    the loss vertex: its prediction, and its error        one launch each
+    row_norm         layer and RMS normalisation: prediction, and error    one launch each
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py), sums over programs in a fixed order (reductions.py), which table of configurations a device
@@ -18,16 +19,30 @@ from pccompile.kernels.activations import ACTIVATIONS, Activation
 from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
+from pccompile.kernels.row_norm import (
+    NormErrorSweep,
+    NormPrediction,
+    layer_norm_predict,
+    rms_norm_predict,
+    row_norm_error,
+    row_norm_error_into,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "ErrorSweep",
     "LossPrediction",
+    "NormErrorSweep",
+    "NormPrediction",
     "Prediction",
     "cross_entropy_error",
     "cross_entropy_predict",
+    "layer_norm_predict",
     "linear_error",
     "linear_error_into",
     "linear_predict",
+    "rms_norm_predict",
+    "row_norm_error",
+    "row_norm_error_into",
 ]

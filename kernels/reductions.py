@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["FOLD", "arrival_counters", "arrives_last", "fold", "maximum_along", "sum_along"]
+__all__ = ["FOLD", "arrival_counters", "arrives_last", "fold", "fold_rows", "maximum_along", "sum_along"]
 
 FOLD = 1024  # partial sums that fold() reads at once
 
@@ -55,6 +55,21 @@ def fold(partial_ptr, count, BLOCK: tl.constexpr):
         places = block * BLOCK + tl.arange(0, BLOCK)
         # Past the first-level cache, which need not see other processors' writes.
         accumulator += tl.load(partial_ptr + places, mask=places < count, other=0.0, cache_modifier=".cg")
+    return sum_along(accumulator, 0)
+
+
+@triton.jit
+def fold_rows(partial_ptr, row_stride, column, inside, count, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) sums of `count` rows that other programs wrote, at the columns given, float32."""
+    accumulator = tl.full((ROWS, BLOCK), 0.0, tl.float32)
+    for block in range(0, (count + ROWS - 1) // ROWS):
+        row = block * ROWS + tl.arange(0, ROWS)
+        accumulator += tl.load(
+            partial_ptr + row[:, None] * row_stride + column[None, :],
+            mask=(row < count)[:, None] & inside[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
     return sum_along(accumulator, 0)
 
 
