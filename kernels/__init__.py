@@ -3,6 +3,8 @@
     linear_predict   mu = act(x W^T + b)                                   one launch
     linear_error     the parent's error, dW and db from a layer's error    one launch
     cross_entropy    the loss vertex: its prediction, and its error        one launch each
+    embedding_error  the gradient of an embedding table                    one launch after a sort
+    batch_norm       batch normalisation: prediction, and error            one launch each
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
@@ -16,7 +18,14 @@ Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before
 from __future__ import annotations
 
 from pccompile.kernels.activations import ACTIVATIONS, Activation
+from pccompile.kernels.batch_norm import (
+    BatchNormPrediction,
+    batch_norm_error,
+    batch_norm_error_into,
+    batch_norm_predict,
+)
 from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
+from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
 from pccompile.kernels.row_norm import (
@@ -31,13 +40,19 @@ from pccompile.kernels.row_norm import (
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "BatchNormPrediction",
     "ErrorSweep",
     "LossPrediction",
     "NormErrorSweep",
     "NormPrediction",
     "Prediction",
+    "batch_norm_error",
+    "batch_norm_error_into",
+    "batch_norm_predict",
     "cross_entropy_error",
     "cross_entropy_predict",
+    "embedding_error",
+    "embedding_error_into",
     "layer_norm_predict",
     "linear_error",
     "linear_error_into",

@@ -14,7 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["FOLD", "arrival_counters", "arrives_last", "fold", "fold_rows", "maximum_along", "sum_along"]
+from pccompile.kernels.devices import Architecture
+
+__all__ = [
+    "FOLD",
+    "arrival_counters",
+    "arrives_last",
+    "fold",
+    "fold_rows",
+    "maximum_along",
+    "release_lanes",
+    "sum_along",
+]
 
 FOLD = 1024  # partial sums that fold() reads at once
 
@@ -35,11 +46,13 @@ def maximum_along(x, AXIS: tl.constexpr):
 
 
 @triton.jit
-def arrives_last(counter_ptr, expected):
+def arrives_last(counter_ptr, expected, RELEASE_LANES: tl.constexpr):
     """Whether this program is the last of `expected` to arrive; what the others wrote before is then visible to it.
 
-    The last one sets the counter back to zero, for the next launch.
+    The last one sets the counter back to zero, for the next launch. RELEASE_LANES is release_lanes of the launch.
     """
+    if RELEASE_LANES > 0:
+        tl.atomic_add(counter_ptr + tl.full((RELEASE_LANES,), 0, tl.int32), 0)
     tl.debug_barrier()  # every thread's writes come before the one thread's arrival
     last = tl.atomic_add(counter_ptr, 1) == expected - 1
     if last:
@@ -71,6 +84,15 @@ def fold_rows(partial_ptr, row_stride, column, inside, count, ROWS: tl.constexpr
             cache_modifier=".cg",
         )
     return sum_along(accumulator, 0)
+
+
+def release_lanes(architecture: Architecture, warps: int) -> int:
+    """Lanes that have to release their writes themselves before a program's one arrival: none on NVIDIA's devices.
+
+    On AMD's a barrier orders a program's wavefronts, but does not wait for their writes to reach the second-level
+    cache, which a release by one of them then writes back: each has to wait for its own.
+    """
+    return 64 * warps if architecture == "gfx942" else 0
 
 
 _COUNTERS: dict[tuple[torch.device, int], Tensor] = {}

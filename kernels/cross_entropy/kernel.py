@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pccompile.kernels.cross_entropy.configurations import MOST_PROGRAMS, Configuration, configuration_for
 from pccompile.kernels.devices import architecture_of
-from pccompile.kernels.reductions import FOLD, arrival_counters, arrives_last, fold, maximum_along, sum_along
+from pccompile.kernels.reductions import (
+    FOLD,
+    arrival_counters,
+    arrives_last,
+    fold,
+    maximum_along,
+    release_lanes,
+    sum_along,
+)
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = [
@@ -52,6 +60,7 @@ def cross_entropy_predict_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
     FOLD: tl.constexpr,
+    RELEASE_LANES: tl.constexpr,
 ):
     """Losses and log-sum-exp of a run of blocks of rows; the last program to arrive reduces the losses."""
     program = tl.program_id(0)
@@ -121,7 +130,7 @@ def cross_entropy_predict_kernel(
         programs = tl.num_programs(0)
         tl.store(partial_ptr + program, sum_along(sum_of_losses, 0))
         tl.store(partial_ptr + programs + program, sum_along(sum_of_weights, 0))
-        if arrives_last(arrivals_ptr, programs):
+        if arrives_last(arrivals_ptr, programs, RELEASE_LANES):
             all_losses = fold(partial_ptr, programs, FOLD)
             if REDUCTION == "mean":
                 total_weight = fold(partial_ptr + programs, programs, FOLD)
@@ -250,7 +259,7 @@ def launch_cross_entropy_predict(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(logits.device)
+    architecture = architecture_of(logits.device)
     (_, classes, inner), rows = logits.shape, targets.numel()
     chosen = configuration or configuration_for(rows, classes, inner)
     row_blocks = triton.cdiv(rows, chosen.block_rows)
@@ -285,6 +294,7 @@ def launch_cross_entropy_predict(
             BLOCK_ROWS=chosen.block_rows,
             BLOCK_CLASSES=chosen.block_classes,
             FOLD=FOLD,
+            RELEASE_LANES=release_lanes(architecture, chosen.warps),
             num_warps=chosen.warps,
         )
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.devices import architecture_of
-from pccompile.kernels.reductions import arrival_counters, arrives_last, fold_rows, sum_along
+from pccompile.kernels.reductions import arrival_counters, arrives_last, fold_rows, release_lanes, sum_along
 from pccompile.kernels.row_norm.configurations import GROUP, Configuration, configuration_for, programs_for
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
@@ -116,6 +116,7 @@ def row_norm_error_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     FOLD_COLUMNS: tl.constexpr,
+    RELEASE_LANES: tl.constexpr,
 ):
     """A run of blocks of rows; the last of each group, and the last group, add up their shares of the gradients."""
     program = tl.program_id(0)
@@ -252,7 +253,7 @@ def row_norm_error_kernel(
         group = program // GROUP
         groups = (programs + GROUP - 1) // GROUP
         members = tl.minimum(programs - group * GROUP, GROUP)
-        if arrives_last(arrivals_ptr + 1 + group, members):
+        if arrives_last(arrivals_ptr + 1 + group, members, RELEASE_LANES):
             if groups > 1:
                 first = group * GROUP * columns
                 sum_of_group = (programs + group) * columns
@@ -280,7 +281,7 @@ def row_norm_error_kernel(
                         GROUP,
                         FOLD_COLUMNS,
                     )
-            if arrives_last(arrivals_ptr, groups):
+            if arrives_last(arrivals_ptr, groups, RELEASE_LANES):
                 first = tl.where(groups > 1, programs, 0) * columns
                 count = tl.where(groups > 1, groups, programs)
                 if WEIGHT_GRADIENT:
@@ -347,7 +348,7 @@ def launch_row_norm_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(error.device)
+    architecture = architecture_of(error.device)
     rows, columns = error.shape
     gradients = ((weight_gradient, accumulate_weight), (bias_gradient, accumulate_bias))
     if error.numel() == 0:
@@ -398,5 +399,6 @@ def launch_row_norm_error(
             BLOCK_COLUMNS=chosen.block_columns,
             GROUP=GROUP,
             FOLD_COLUMNS=min(chosen.block_columns, 512),
+            RELEASE_LANES=release_lanes(architecture, chosen.warps),
             num_warps=chosen.warps,
         )
