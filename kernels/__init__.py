@@ -5,6 +5,7 @@
     cross_entropy    the loss vertex: its prediction, and its error        one launch each
     embedding_error  the gradient of an embedding table                    one launch after a sort
     batch_norm       batch normalisation: prediction, and error            one launch each
+    pointwise        any run of pointwise operators, generated             one launch
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
@@ -28,6 +29,7 @@ from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error,
 from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
+from pccompile.kernels.pointwise import Pointwise, pointwise
 from pccompile.kernels.row_norm import (
     NormErrorSweep,
     NormPrediction,
@@ -45,6 +47,7 @@ __all__ = [
     "LossPrediction",
     "NormErrorSweep",
     "NormPrediction",
+    "Pointwise",
     "Prediction",
     "batch_norm_error",
     "batch_norm_error_into",
@@ -57,6 +60,7 @@ __all__ = [
     "linear_error",
     "linear_error_into",
     "linear_predict",
+    "pointwise",
     "rms_norm_predict",
     "row_norm_error",
     "row_norm_error_into",
