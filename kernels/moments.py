@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pccompile.kernels.reductions import sum_along
+from pccompile.kernels.reductions import sum_of
 
 __all__ = ["add_to_moments", "moments_along"]
 
@@ -28,7 +28,7 @@ def add_to_moments(x, inside, count, mean, squares):
 @triton.jit
 def moments_along(count, mean, squares, AXIS: tl.constexpr):
     """Mean and sum of squared deviations of all lanes along an axis, which is dropped."""
-    total = tl.maximum(sum_along(count, AXIS), 1.0)
-    centre = sum_along(count * mean, AXIS) / total
+    total = tl.maximum(sum_of(count, AXIS), 1.0)
+    centre = sum_of(count * mean, AXIS) / total
     apart = mean - tl.expand_dims(centre, AXIS)
-    return centre, sum_along(squares + count * apart * apart, AXIS)
+    return centre, sum_of(squares + count * apart * apart, AXIS)

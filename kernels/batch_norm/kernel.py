@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pccompile.kernels.batch_norm.configurations import Configuration, configuration_for
 from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.moments import add_to_moments, moments_along
-from pccompile.kernels.reductions import sum_along
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = [
@@ -172,8 +173,8 @@ def batch_norm_error_kernel(
         place = element // inner * x_outer_stride + element % inner * x_inner_stride
         x = tl.load(x_channel + place[:, None], mask=within, other=0.0).to(tl.float32)
         alongs += error * (x - mean[None, :]) * rstd[None, :]
-    along = sum_along(alongs, 0)
-    shift = sum_along(shifts, 0)
+    along = sum_of(alongs, 0)
+    shift = sum_of(shifts, 0)
     if WEIGHT_GRADIENT:
         weight_gradient = weight_gradient_ptr + channel * weight_gradient_stride
         _write_gradient(weight_gradient, gain * along, inside, ACCUMULATE_WEIGHT)
@@ -245,6 +246,7 @@ def launch_batch_norm_predict(
     architecture_of(x.device)
     outer, channels, inner = x.shape
     chosen = configuration or _chosen(x)
+    count_launch("batch_norm_predict")
     with torch.cuda.device_of(x):
         batch_norm_predict_kernel[(triton.cdiv(channels, chosen.block_channels),)](
             x,
@@ -323,6 +325,7 @@ def launch_batch_norm_error(
         return
     chosen = configuration or _chosen(x)
     parent = error if parent_error is None else parent_error
+    count_launch("batch_norm_error")
     with torch.cuda.device_of(x):
         batch_norm_error_kernel[(triton.cdiv(channels, chosen.block_channels),)](
             error,

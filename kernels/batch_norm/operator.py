@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError
-from pccompile.kernels.arguments import check_alike, check_shape
+from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
 from pccompile.kernels.row_norm.operator import NormErrorSweep
 
@@ -161,7 +161,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, *running: Tens
         )
     statistics = dict(zip(("running_mean", "running_var"), running, strict=False))
     for argument, tensor in {"weight": weight, "bias": bias, **statistics}.items():
-        check_shape(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
+        check_fits(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
         if tensor is not None and tensor.device != x.device:
             raise ShapeError(
                 f"{name}: {argument} is on {tensor.device}, but x is on {x.device}",
@@ -184,11 +184,11 @@ def _check_error(
     check_alike(name, error=error, x=x, weight=weight, **targets)
     check_alike(name, mean=mean, rstd=rstd)
     _check(x, weight, None)
-    check_shape(name, "error", error, tuple(x.shape), "x's shape", against=_CHANNELS)
-    check_shape(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_CHANNELS)
+    check_fits(name, "error", error, tuple(x.shape), "x's shape", against=_CHANNELS)
+    check_fits(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_CHANNELS)
     of_channels = {"mean": mean, "rstd": rstd, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     for argument, tensor in of_channels.items():
-        check_shape(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
+        check_fits(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
 
 
 def _three_dimensional(x: Tensor) -> Tensor:

@@ -9,17 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pccompile.kernels.arrivals import FOLD, arrival_counters, arrives_last, fold, release_lanes
 from pccompile.kernels.cross_entropy.configurations import MOST_PROGRAMS, Configuration, configuration_for
 from pccompile.kernels.devices import architecture_of
-from pccompile.kernels.reductions import (
-    FOLD,
-    arrival_counters,
-    arrives_last,
-    fold,
-    maximum_along,
-    release_lanes,
-    sum_along,
-)
+from pccompile.kernels.launches import count_launch
+from pccompile.kernels.reductions import largest_of, sum_of
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = [
@@ -95,20 +89,20 @@ def cross_entropy_predict_kernel(
                 start[:, None] + (column * logits_class_stride)[None, :], mask=within, other=-float("inf")
             ).to(tl.float32)
             before = largest
-            largest = tl.maximum(before, maximum_along(logits, 1))
+            largest = tl.maximum(before, largest_of(logits, 1))
             # Nothing but minus infinity so far: any number will do.
             finite = tl.where(largest > -float("inf"), largest, 0.0)
-            total = total * tl.exp(before - finite) + sum_along(tl.exp(logits - finite[:, None]), 1)
+            total = total * tl.exp(before - finite) + sum_of(tl.exp(logits - finite[:, None]), 1)
             if SMOOTHED:
                 relative = tl.where(within, logits - offset[:, None], 0.0)
                 if WEIGHTED:
                     share = tl.load(
                         class_weight_ptr + column * class_weight_stride, mask=column < classes, other=0.0
                     ).to(tl.float32)
-                    spread += sum_along(relative * share[None, :], 1)
-                    all_weights += sum_along(share, 0)
+                    spread += sum_of(relative * share[None, :], 1)
+                    all_weights += sum_of(share, 0)
                 else:
-                    spread += sum_along(relative, 1)
+                    spread += sum_of(relative, 1)
 
         log_total = tl.log(total)
         tl.store(log_sum_exp_ptr + row, largest + log_total, mask=inside)
@@ -128,8 +122,8 @@ def cross_entropy_predict_kernel(
 
     if REDUCTION != "none":
         programs = tl.num_programs(0)
-        tl.store(partial_ptr + program, sum_along(sum_of_losses, 0))
-        tl.store(partial_ptr + programs + program, sum_along(sum_of_weights, 0))
+        tl.store(partial_ptr + program, sum_of(sum_of_losses, 0))
+        tl.store(partial_ptr + programs + program, sum_of(sum_of_weights, 0))
         if arrives_last(arrivals_ptr, programs, RELEASE_LANES):
             all_losses = fold(partial_ptr, programs, FOLD)
             if REDUCTION == "mean":
@@ -208,7 +202,7 @@ def cross_entropy_error_kernel(
                     tl.float32
                 )
             share = tl.load(class_weight_ptr + column * class_weight_stride, mask=column < classes, other=0.0)
-            smooth = sum_along(shares, 0) * probability - share.to(tl.float32)[None, :]
+            smooth = sum_of(shares, 0) * probability - share.to(tl.float32)[None, :]
         else:
             smooth = classes * probability - 1.0
         error = (1.0 - label_smoothing) * error + label_smoothing / classes * smooth
@@ -267,6 +261,7 @@ def launch_cross_entropy_predict(
     programs = triton.cdiv(row_blocks, each)
     reduced = reduction != "none"
     partial = log_sum_exp.new_empty(2, programs) if reduced else log_sum_exp
+    count_launch("cross_entropy_predict")
     with torch.cuda.device_of(logits):
         cross_entropy_predict_kernel[(programs,)](
             logits,
@@ -335,6 +330,7 @@ def launch_cross_entropy_error(
     (_, classes, inner), rows = logits.shape, targets.numel()
     chosen = configuration or configuration_for(rows, classes, inner)
     programs = triton.cdiv(rows, chosen.block_rows) * triton.cdiv(classes, chosen.block_classes)
+    count_launch("cross_entropy_error")
     with torch.cuda.device_of(logits):
         cross_entropy_error_kernel[(programs,)](
             logits,

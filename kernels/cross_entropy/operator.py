@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_shape
+from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
 
 __all__ = ["LossPrediction", "cross_entropy_error", "cross_entropy_predict"]
@@ -118,8 +118,8 @@ def _check(
     classes = logits.shape[0] if logits.dim() == 1 else logits.shape[1]
     shape = logits.shape[:1][1:] if logits.dim() == 1 else logits.shape[:1] + logits.shape[2:]
     meaning = "the logits' shape without the classes"
-    check_shape(name, "targets", targets, tuple(shape), meaning, against="logits, which is (batch, classes, ...)")
-    check_shape(
+    check_fits(name, "targets", targets, tuple(shape), meaning, against="logits, which is (batch, classes, ...)")
+    check_fits(
         name, "class_weight", class_weight, (classes,), "(classes,)", against="logits, which is (batch, classes, ...)"
     )
 
@@ -237,9 +237,9 @@ def _check_error(
 ) -> None:
     _check(logits, targets, class_weight, "mean", label_smoothing)
     name, against = "cross_entropy_error", "targets"
-    check_shape(name, "log_sum_exp", log_sum_exp, (targets.numel(),), "(rows,)", against=against)
+    check_fits(name, "log_sum_exp", log_sum_exp, (targets.numel(),), "(rows,)", against=against)
     if upstream is not None and upstream.dim() > 0:
-        check_shape(name, "upstream", upstream, tuple(targets.shape), "targets' shape, or none", against=against)
+        check_fits(name, "upstream", upstream, tuple(targets.shape), "targets' shape, or none", against=against)
 
 
 @_error.register_fake

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pccompile.kernels.devices import architecture_of
 from pccompile.kernels.embedding_error.configurations import Configuration, configuration_for
-from pccompile.kernels.reductions import sum_along
+from pccompile.kernels.launches import count_launch
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = ["embedding_error_kernel", "launch_embedding_error"]
@@ -60,7 +61,7 @@ def embedding_error_kernel(
                 use += BLOCK_USES
                 more = tl.load(sorted_ptr + use, mask=use < uses, other=-1) == row
             pointers = gradient_ptr + row * gradient_row_stride + column * gradient_column_stride
-            total = gain * sum_along(accumulator, 0)
+            total = gain * sum_of(accumulator, 0)
             total += tl.load(pointers, mask=column < columns, other=0.0).to(tl.float32)
             tl.store(pointers, total.to(gradient_ptr.dtype.element_ty), mask=column < columns)
 
@@ -95,6 +96,7 @@ def launch_embedding_error(
         return
     chosen = configuration or configuration_for(columns)
     ascending, order = torch.sort(indices, stable=True)
+    count_launch("embedding_error")
     with torch.cuda.device_of(error):
         embedding_error_kernel[(uses,)](
             error,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_shape
+from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
 
 __all__ = ["embedding_error", "embedding_error_into"]
@@ -68,7 +68,7 @@ def _check(
             f"{name}: indices is on {indices.device}, but error is on {error.device}",
             cure=f"move indices to {error.device}",
         )
-    check_shape(
+    check_fits(
         name, "indices", indices, tuple(error.shape[:-1]), "error's shape without columns", "error, (..., columns)"
     )
     if error.dim() == 0 or (gradient is not None and gradient.shape[1:] != error.shape[-1:]):

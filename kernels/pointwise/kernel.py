@@ -9,10 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
+from pccompile.kernels.arrivals import arrival_counters, release_lanes
 from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.pointwise.configurations import Configuration, configuration_for
 from pccompile.kernels.pointwise.plan import Plan
-from pccompile.kernels.reductions import arrival_counters, release_lanes
 from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = ["launch_pointwise"]
@@ -63,5 +64,6 @@ def launch_pointwise(
             "RELEASE_LANES": release_lanes(architecture, chosen.warps),
         }
     grid = (kept_blocks, shares) if space.reduced else (kept_blocks,)
+    count_launch("pointwise")
     with torch.cuda.device_of(outputs[0]):
         plan.kernel[grid](*arguments, WIDE=needs_wide_offsets(*inputs, *outputs), **options, num_warps=chosen.warps)

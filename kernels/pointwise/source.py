@@ -33,7 +33,8 @@ import triton.language as tl
 
 from pccompile.kernels.activations import activate, activation_slope
 from pccompile.kernels.pointwise.functions import expm1, larger, log1p, sign, smaller
-from pccompile.kernels.reductions import arrives_last, fold_rows, sum_along
+from pccompile.kernels.arrivals import arrives_last, fold_rows
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import tile_indices
 
 """
@@ -209,7 +210,7 @@ def _finish(summed: list[str], kept: int) -> Iterable[str]:
     yield "    shares = tl.num_programs(1)"
     for i, name in enumerate(summed):
         yield (
-            f"    tl.store(partial_ptr + ({i} * shares + share) * kept_elements + kept, sum_along({name}_sum, 0), "
+            f"    tl.store(partial_ptr + ({i} * shares + share) * kept_elements + kept, sum_of({name}_sum, 0), "
             "mask=inside)"
         )
     yield "    if arrives_last(arrivals_ptr + tl.program_id(0), shares, RELEASE_LANES):"

@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pccompile.kernels.arrivals import arrival_counters, arrives_last, fold_rows, release_lanes
 from pccompile.kernels.devices import architecture_of
-from pccompile.kernels.reductions import arrival_counters, arrives_last, fold_rows, release_lanes, sum_along
+from pccompile.kernels.launches import count_launch
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.row_norm.configurations import GROUP, Configuration, configuration_for, programs_for
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
@@ -154,9 +156,9 @@ def row_norm_error_kernel(
                 WEIGHT,
             )
             if PARENT_ERROR:
-                along = sum_along(inner * normal, 1) / columns
+                along = sum_of(inner * normal, 1) / columns
                 if CENTRED:
-                    shift = sum_along(inner, 1) / columns
+                    shift = sum_of(inner, 1) / columns
                 _write_parent(
                     parent_row,
                     column,
@@ -197,9 +199,9 @@ def row_norm_error_kernel(
                     alongs += inner * normal
                     if CENTRED:
                         shifts += inner
-                along = sum_along(alongs, 1) / columns
+                along = sum_of(alongs, 1) / columns
                 if CENTRED:
-                    shift = sum_along(shifts, 1) / columns
+                    shift = sum_of(shifts, 1) / columns
             for run in range(0, runs):
                 column = tile_indices(run, BLOCK_COLUMNS, WIDE)
                 within = inside[:, None] & (column < columns)[None, :]
@@ -235,10 +237,10 @@ def row_norm_error_kernel(
                 known = (column < columns) & (block > 0)
                 if WEIGHT_GRADIENT:
                     share = tl.load(weight_partial_ptr + here, mask=known, other=0.0)
-                    share += sum_along(error * normal, 0)
+                    share += sum_of(error * normal, 0)
                     tl.store(weight_partial_ptr + here, share, mask=column < columns)
                 if BIAS_GRADIENT:
-                    share = tl.load(bias_partial_ptr + here, mask=known, other=0.0) + sum_along(error, 0)
+                    share = tl.load(bias_partial_ptr + here, mask=known, other=0.0) + sum_of(error, 0)
                     tl.store(bias_partial_ptr + here, share, mask=column < columns)
             tl.debug_barrier()  # the next row reads the shares
 
@@ -247,9 +249,9 @@ def row_norm_error_kernel(
             column = tile_indices(0, BLOCK_COLUMNS, WIDE)
             here = program * columns + column
             if WEIGHT_GRADIENT:
-                tl.store(weight_partial_ptr + here, sum_along(weight_share, 0), mask=column < columns)
+                tl.store(weight_partial_ptr + here, sum_of(weight_share, 0), mask=column < columns)
             if BIAS_GRADIENT:
-                tl.store(bias_partial_ptr + here, sum_along(bias_share, 0), mask=column < columns)
+                tl.store(bias_partial_ptr + here, sum_of(bias_share, 0), mask=column < columns)
         group = program // GROUP
         groups = (programs + GROUP - 1) // GROUP
         members = tl.minimum(programs - group * GROUP, GROUP)
@@ -362,6 +364,7 @@ def launch_row_norm_error(
     groups = triton.cdiv(programs, GROUP)
     wanted = sum(gradient is not None for gradient, _ in gradients)
     partial = rstd.new_empty(max(wanted, 1), programs + groups if wanted else 0, columns)
+    count_launch("row_norm_error")
     with torch.cuda.device_of(error):
         row_norm_error_kernel[(programs,)](
             error,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError
-from pccompile.kernels.arguments import check_alike, check_shape
+from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
 
@@ -195,8 +195,8 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     check_alike(name, x=x, weight=weight, bias=bias)
     if x.dim() == 0:
         raise ShapeError(f"{name}: x is a scalar", cure="give it a dimension of columns")
-    check_shape(name, "weight", weight, (x.shape[-1],), "(columns,)", against=_COLUMNS)
-    check_shape(name, "bias", bias, (x.shape[-1],), "(columns,)", against=_COLUMNS)
+    check_fits(name, "weight", weight, (x.shape[-1],), "(columns,)", against=_COLUMNS)
+    check_fits(name, "bias", bias, (x.shape[-1],), "(columns,)", against=_COLUMNS)
 
 
 def _check_error(
@@ -216,12 +216,12 @@ def _check_error(
     if x.dim() == 0:
         raise ShapeError(f"{name}: x is a scalar", cure="give it a dimension of columns")
     columns, rows = x.shape[-1], x.shape[:-1].numel()
-    check_shape(name, "error", error, tuple(x.shape), "x's shape", against=_COLUMNS)
-    check_shape(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_COLUMNS)
+    check_fits(name, "error", error, tuple(x.shape), "x's shape", against=_COLUMNS)
+    check_fits(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_COLUMNS)
     for argument, tensor in (("mean", mean), ("rstd", rstd)):
-        check_shape(name, argument, tensor, (rows,), "(rows,)", against=_COLUMNS)
+        check_fits(name, argument, tensor, (rows,), "(rows,)", against=_COLUMNS)
     for argument, tensor in (("weight", weight), *list(targets.items())[1:]):
-        check_shape(name, argument, tensor, (columns,), "(columns,)", against=_COLUMNS)
+        check_fits(name, argument, tensor, (columns,), "(columns,)", against=_COLUMNS)
 
 
 def _empty_prediction(x: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:

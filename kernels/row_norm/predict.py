@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.moments import add_to_moments, moments_along
-from pccompile.kernels.reductions import sum_along
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.row_norm.configurations import Configuration, configuration_for
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
@@ -86,9 +87,9 @@ def row_norm_predict_kernel(
         within = inside[:, None] & (column < columns)[None, :]
         x = tl.load(x_row[:, None] + (column * x_column_stride)[None, :], mask=within, other=0.0).to(tl.float32)
         if CENTRED:
-            mean = sum_along(x, 1) / columns
+            mean = sum_of(x, 1) / columns
         centred = tl.where(within, x - mean[:, None], 0.0)
-        squares = sum_along(centred * centred, 1)
+        squares = sum_of(centred * centred, 1)
     else:
         count = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, tl.float32)
         means = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, tl.float32)
@@ -104,7 +105,7 @@ def row_norm_predict_kernel(
         if CENTRED:
             mean, squares = moments_along(count, means, squared, 1)
         else:
-            squares = sum_along(squared, 1)
+            squares = sum_of(squared, 1)
     rstd = 1.0 / tl.sqrt(squares / columns + eps)
     if CENTRED:
         tl.store(mean_ptr + row, mean, mask=inside)
@@ -182,6 +183,7 @@ def launch_row_norm_predict(
                 statistic.fill_(torch.nan)
         return
     chosen = configuration or configuration_for(rows, columns)
+    count_launch("row_norm_predict")
     with torch.cuda.device_of(x):
         row_norm_predict_kernel[(triton.cdiv(rows, chosen.block_rows),)](
             x,

@@ -8,7 +8,7 @@ from recorded import Recording, check_budget, measure_recordings
 
 from pccompile.kernels.devices import ARCHITECTURES
 
-OPERATIONS = ("batch_norm", "cross_entropy", "embedding_error", "pointwise", "row_norm")
+OPERATIONS = ("batch_norm", "cross_entropy", "embedding_error", "lstm", "pointwise", "row_norm")
 
 
 def shipped() -> list[Recording]:
