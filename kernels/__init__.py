@@ -2,9 +2,16 @@
 
     linear_predict   mu = act(x W^T + b)                                   one launch
     linear_error     the parent's error, dW and db from a layer's error    one launch
+    cross_entropy    the loss vertex: its prediction, and its error        one launch each
+    embedding_error  the gradient of an embedding table                    one launch after a sort
+    batch_norm       batch normalisation: prediction, and error            one launch each
+    lstm             a layer over time: prediction, and error              all steps in one launch
+    pointwise        any run of pointwise operators, generated             one launch
+    row_norm         layer and RMS normalisation: prediction, and error    one launch each
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), which table of configurations a device reads (devices.py), what a kernel refuses
+laid over tiles (tiles.py), sums over a tile (reductions.py), statistics of a stream (moments.py), sums over programs in
+a fixed order (arrivals.py), which table of configurations a device reads (devices.py), what a kernel refuses
 (arguments.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
 float32, and repeat bit for bit.
 
@@ -14,17 +21,56 @@ Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before
 from __future__ import annotations
 
 from pccompile.kernels.activations import ACTIVATIONS, Activation
+from pccompile.kernels.batch_norm import (
+    BatchNormPrediction,
+    batch_norm_error,
+    batch_norm_error_into,
+    batch_norm_predict,
+)
+from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
+from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
 from pccompile.kernels.launches import counting_launches
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
+from pccompile.kernels.lstm import LSTMErrorSweep, LSTMPrediction, lstm_error, lstm_predict
+from pccompile.kernels.pointwise import Pointwise, pointwise
+from pccompile.kernels.row_norm import (
+    NormErrorSweep,
+    NormPrediction,
+    layer_norm_predict,
+    rms_norm_predict,
+    row_norm_error,
+    row_norm_error_into,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "BatchNormPrediction",
     "ErrorSweep",
+    "LSTMErrorSweep",
+    "LSTMPrediction",
+    "LossPrediction",
+    "NormErrorSweep",
+    "NormPrediction",
+    "Pointwise",
     "Prediction",
+    "batch_norm_error",
+    "batch_norm_error_into",
+    "batch_norm_predict",
     "counting_launches",
+    "cross_entropy_error",
+    "cross_entropy_predict",
+    "embedding_error",
+    "embedding_error_into",
+    "layer_norm_predict",
     "linear_error",
     "linear_error_into",
     "linear_predict",
+    "lstm_error",
+    "lstm_predict",
+    "pointwise",
+    "rms_norm_predict",
+    "row_norm_error",
+    "row_norm_error_into",
 ]

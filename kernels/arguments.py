@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
 
-__all__ = ["check_alike", "check_input_precision", "check_shape"]
+__all__ = ["check_alike", "check_fits", "check_input_precision", "check_shape"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -71,3 +71,26 @@ def check_input_precision(input_precision: str) -> None:
     """
     if input_precision not in ("ieee", "tf32"):
         raise UsageError(f"input_precision={input_precision!r}", cure='use "ieee" or "tf32"')
+
+
+def check_fits(
+    operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str, against: str
+) -> None:
+    """Check a tensor's shape, if there is one, where something other than a weight decides it.
+
+    Args:
+        operation: its name, for the message.
+        name: the argument's name.
+        tensor: the argument.
+        shape: what it must be.
+        meaning: the shape in words, such as "(rows,)".
+        against: what decides it, such as "x, which is (rows, columns)".
+
+    Raises:
+        ShapeError: it is another.
+    """
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ShapeError(
+            f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
+            cure=f"check {name} against {against}",
+        )
