@@ -4,6 +4,7 @@
     linear_error     the parent's error, dW and db from a layer's error    one launch
     conv_predict     mu = pool(act(conv2d(x, W) + b))                      one launch
     conv_error       the parent's error, dW and db from a layer's error    one launch
+    conv_step        e = v - mu, what it carries back, and the move of x   one launch
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py), which table of configurations a device reads (devices.py) and what a kernel refuses
@@ -17,6 +18,7 @@ from __future__ import annotations
 from pccompile.kernels.activations import ACTIVATIONS, Activation
 from pccompile.kernels.conv_error import conv_error, conv_error_into
 from pccompile.kernels.conv_predict import ConvPrediction, conv_predict
+from pccompile.kernels.conv_step import ConvStep, conv_step
 from pccompile.kernels.convolution_geometry import Pool
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
@@ -25,12 +27,14 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "ConvPrediction",
+    "ConvStep",
     "ErrorSweep",
     "Pool",
     "Prediction",
     "conv_error",
     "conv_error_into",
     "conv_predict",
+    "conv_step",
     "linear_error",
     "linear_error_into",
     "linear_predict",

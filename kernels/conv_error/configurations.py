@@ -94,8 +94,8 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     },
     "interpreter": {
         precision: {
-            "large": Configuration(64, 32, 32, 32, 64, 64, 1, 1, group=2),
-            "direct": Configuration(64, 32, 16, 32, 1, 128, 1, 1, group=2),
+            "large": Configuration(64, 16, 64, 16, 64, 64, 1, 1, group=2),
+            "direct": Configuration(64, 16, 16, 16, 1, 64, 1, 1, group=2),
         }
         for precision in ("half", "tf32", "ieee")
     },

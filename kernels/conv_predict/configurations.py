@@ -86,7 +86,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
     "interpreter": {
-        precision: {"large": Configuration(64, 32, 32, 1, 1, group=2), "direct": Configuration(64, 32, 16, 1, 1)}
+        precision: {"large": Configuration(64, 16, 64, 1, 1, group=2), "direct": Configuration(64, 16, 16, 1, 1)}
         for precision in ("half", "tf32", "ieee")
     },
 }
