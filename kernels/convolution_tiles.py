@@ -377,8 +377,8 @@ def _first_tap(
     """The first tap that meets rows congruent to phase modulo the stride; KERNEL or more where none does."""
     first = phase * 0 + KERNEL
     for before in tl.static_range(0, STEP):
-        tap: tl.constexpr = STEP - 1 - before
-        first = tl.where((phase + PADDING - tap * DILATION) % STRIDE == 0, tap, first)
+        meets = (phase + PADDING - (STEP - 1 - before) * DILATION) % STRIDE == 0
+        first = tl.where(meets, STEP - 1 - before, first)
     return first
 
 
