@@ -52,7 +52,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_80": {
         precision: {
             "large": Configuration(64, 64, 32, 64, 64, 32, 8, 3),
-            "small": Configuration(64, 32, 32, 32, 32, 32, 4, 2),
+            "small": Configuration(32, 32, 32, 32, 32, 32, 4, 3),
             "direct": _DIRECT,
         }
         for precision in ("half", "tf32")

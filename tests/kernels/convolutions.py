@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels import Pool
 from pccompile.kernels.conv_predict.reference import conv_predict_reference
+from pccompile.kernels.convolution_geometry import Geometry, geometry_of, pair, pool_arguments
 
 # By name: (batch, channels, height, width), outputs, kernel, and the options of conv2d (and of the pooling).
 GEOMETRIES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str, Any]]] = {
@@ -23,16 +24,16 @@ GEOMETRIES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dic
     "pointwise, many channels": ((2, 70, 4, 3), 18, (1, 1), {}),
     "many outputs": ((1, 3, 3, 4), 66, (2, 2), {"padding": 1}),
     "groups": ((2, 18, 5, 4), 20, (2, 2), {"groups": 2}),
-    "narrow groups": ((2, 6, 5, 4), 4, (2, 2), {"groups": 2, "stride": 2}),
+    "narrow groups": ((2, 4, 5, 4), 2, (2, 2), {"groups": 2, "stride": (2, 1)}),
     "depthwise": ((2, 5, 6, 5), 5, (2, 2), {"groups": 5, "padding": 1, "dilation": 2}),
     "one pixel": ((1, 1, 1, 1), 1, (1, 1), {}),
 }
 POOLED: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str, Any]]] = {
     "maximum": ((2, 5, 6, 5), 7, (3, 3), {"padding": 1, "pool": Pool("max", 2)}),
-    "maximum of a strided": ((1, 5, 11, 9), 7, (3, 3), {"stride": 2, "padding": 1, "pool": Pool("max", (3, 2))}),
-    "maximum with gaps": ((1, 5, 9, 7), 7, (3, 3), {"pool": Pool("max", (2, 1), (3, 2))}),
+    "maximum of a strided": ((1, 5, 11, 5), 7, (3, 3), {"stride": 2, "padding": 1, "pool": Pool("max", (3, 2))}),
+    "maximum with gaps": ((1, 5, 8, 4), 7, (2, 2), {"pool": Pool("max", (2, 1), (3, 2))}),
     "average": ((2, 5, 7, 5), 7, (3, 3), {"padding": 1, "pool": Pool("average", 2)}),
-    "average with gaps": ((2, 5, 9, 7), 7, (3, 3), {"stride": 2, "padding": 2, "pool": Pool("average", (2, 1), 2)}),
+    "average with gaps": ((2, 5, 5, 7), 7, (3, 3), {"stride": 2, "padding": 2, "pool": Pool("average", (2, 1), 2)}),
     "average over the image": ((2, 5, 7, 5), 7, (1, 1), {"pool": Pool("average", (7, 5))}),
     "maximum, depthwise": ((1, 5, 5, 4), 5, (2, 2), {"groups": 5, "padding": 1, "pool": Pool("max", 2)}),
 }
@@ -50,6 +51,14 @@ class Convolution:
     argmax: Tensor | None
     activation: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the launch functions take for the options."""
+        options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "pool": None} | self.options
+        pairs = [pair("test", name, options[name]) for name in ("stride", "padding", "dilation")]
+        pool = pool_arguments("test", options["pool"])
+        return geometry_of("test", self.x, self.weight, *pairs, options["groups"], *pool)
 
     @property
     def sweep(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, str]:

@@ -13,7 +13,6 @@ from pccompile.kernels import ACTIVATIONS, Pool, conv_predict
 from pccompile.kernels.conv_predict.configurations import Configuration
 from pccompile.kernels.conv_predict.kernel import launch_conv_predict
 from pccompile.kernels.conv_predict.reference import conv_predict_reference
-from pccompile.kernels.convolution_geometry import geometry_of
 
 
 def predict(layer, **options):
@@ -43,9 +42,9 @@ def test_any_pooling_without_overlap(device, geometry):
     check_against_reference(random_convolution(device, geometry, "silu"))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_any_activation(device, activation):
-    check_against_reference(random_convolution(device, activation=activation))
+def test_any_activation(device):
+    for activation in ACTIVATIONS:
+        check_against_reference(random_convolution(device, "one pixel", activation))
 
 
 @pytest.mark.parametrize(("geometry", "positions"), [("average", 4), ("maximum, depthwise", 1)])
@@ -58,7 +57,7 @@ def test_the_residual_under_a_pooling_is_the_smallest(device, geometry, position
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("geometry", ["strided", "depthwise", "average"])
+@pytest.mark.parametrize("geometry", ["strided", "depthwise"])
 def test_half_precision(device, geometry, dtype):
     check_against_reference(random_convolution(device, geometry, dtype=dtype))
 
@@ -117,19 +116,23 @@ def test_tf32_is_an_option(device):
     assert_close("output", reference, predict(layer, input_precision="tf32").output, ratio=2e-3)
 
 
-@pytest.mark.parametrize("blocks", [(16, 32, 16), (128, 16, 32)], ids=str)
+@pytest.mark.parametrize("blocks", [(16, 32, 16), (64, 64, 32)], ids=str)
 @pytest.mark.parametrize("geometry", ["many outputs", "average with gaps"])
 def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, geometry, blocks):
     layer = random_convolution(device, geometry)
     references = conv_predict_reference(layer.x, layer.weight, layer.bias, "gelu", **layer.options)[:2]
     buffers = [torch.full((r.shape[0], *(s + 2 for s in r.shape[1:])), torch.nan, device=device) for r in references]
     targets = [buffer[:, 1:-1, 1:-1, 1:-1] for buffer in buffers]
-    pool = layer.options.get("pool")
-    window = (pool.kind, [*pool.window, pool.stride, pool.stride]) if pool else ("none", [1, 1, 1, 1])
-    stride, padding = [layer.options.get("stride", 1)] * 2, [layer.options["padding"]] * 2
-    plan = geometry_of("test", layer.x, layer.weight, stride, padding, [1, 1], 1, *window)
-    configuration = Configuration(*blocks, warps=4, stages=2, group=2)
-    launch_conv_predict(layer.x, layer.weight, layer.bias, *targets, None, plan, "gelu", configuration=configuration)
+    launch_conv_predict(
+        layer.x,
+        layer.weight,
+        layer.bias,
+        *targets,
+        None,
+        layer.geometry,
+        "gelu",
+        configuration=Configuration(*blocks, warps=4, stages=2, group=2),
+    )
     for name, reference, target, buffer in zip(("output", "residual"), references, targets, buffers, strict=True):
         assert_close(name, reference, target)
         assert int(buffer.isnan().sum()) == buffer.numel() - target.numel()

@@ -62,10 +62,9 @@ def test_half_precision(device, dtype):
     check_against_reference(random_convolution(device, "strided", dtype=dtype))
 
 
-@pytest.mark.parametrize("siblings", [False, True])
-@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize(("siblings", "move"), [(False, True), (True, False), (True, True)])
 def test_the_parent_is_moved_by_its_error_and_all_its_children(device, siblings, move):
-    layer = random_convolution(device, "strided")
+    layer = random_convolution(device, "stride over the kernel")
     others, own = torch.randn_like(layer.x), torch.randn_like(layer.x)
     options = {"siblings": others} if siblings else {}
     check_against_reference(layer, **options, **({"parent_error": own, "step_size": 0.3} if move else {}))
@@ -89,22 +88,16 @@ def test_feedback_may_be_left_out_and_the_batch_empty(device):
     assert conv_step(*arguments(empty), **layer.options).feedback.shape == empty.x.shape
 
 
-@pytest.mark.parametrize("bands", [2, 5])
-@pytest.mark.parametrize("geometry", ["padded", "stride and dilation", "maximum of a strided", "depthwise"])
+@pytest.mark.parametrize(
+    ("geometry", "bands"), [("padded", 5), ("stride and dilation", 2), ("maximum of a strided", 3), ("depthwise", 2)]
+)
 def test_bands_of_a_sample_give_the_same_bits_as_the_whole(device, geometry, bands):
     layer = random_convolution(device, geometry)
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | layer.options
-    pairs = [
-        [options[name]] * 2 if isinstance(options[name], int) else list(options[name])
-        for name in ("stride", "padding", "dilation")
-    ]
-    pool = ("max", [3, 2, 3, 2]) if "pool" in options else ("none", [1, 1, 1, 1])
-    plan = geometry_of("test", layer.x, layer.weight, *pairs, options["groups"], *pool)
     found = []
     for count in (1, bands):
         targets = [torch.full_like(tensor, torch.nan) for tensor in (layer.error, layer.residual, layer.x)]
         argmax = None if layer.argmax is None else torch.full_like(layer.argmax, 99)
-        chosen = CONFIGURATIONS["interpreter"]["ieee"]["direct" if plan.direct(layer.weight) else "product"]
+        chosen = CONFIGURATIONS["interpreter"]["ieee"]["direct" if layer.geometry.direct(layer.weight) else "product"]
         launch_conv_step(
             layer.x,
             layer.weight,
@@ -113,7 +106,7 @@ def test_bands_of_a_sample_give_the_same_bits_as_the_whole(device, geometry, ban
             *targets[:2],
             argmax,
             targets[2],
-            plan,
+            layer.geometry,
             "gelu",
             configuration=replace(chosen, bands=count, warps=4),
         )
