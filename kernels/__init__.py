@@ -8,6 +8,9 @@
     lstm             a layer over time: prediction, and error              all steps in one launch
     pointwise        any run of pointwise operators, generated             one launch
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
+    conv_predict     mu = pool(act(conv2d(x, W) + b))                      one launch
+    conv_error       the parent's error, dW and db from a layer's error    one launch
+    conv_step        e = v - mu, what it carries back, and the move of x   one launch
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py), sums over a tile (reductions.py), statistics of a stream (moments.py), sums over programs in
@@ -27,6 +30,10 @@ from pccompile.kernels.batch_norm import (
     batch_norm_error_into,
     batch_norm_predict,
 )
+from pccompile.kernels.conv_error import conv_error, conv_error_into
+from pccompile.kernels.conv_predict import ConvPrediction, conv_predict
+from pccompile.kernels.conv_step import ConvStep, conv_step
+from pccompile.kernels.convolution_geometry import Pool
 from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
 from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
 from pccompile.kernels.launches import counting_launches
@@ -47,6 +54,8 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "BatchNormPrediction",
+    "ConvPrediction",
+    "ConvStep",
     "ErrorSweep",
     "LSTMErrorSweep",
     "LSTMPrediction",
@@ -54,10 +63,15 @@ __all__ = [
     "NormErrorSweep",
     "NormPrediction",
     "Pointwise",
+    "Pool",
     "Prediction",
     "batch_norm_error",
     "batch_norm_error_into",
     "batch_norm_predict",
+    "conv_error",
+    "conv_error_into",
+    "conv_predict",
+    "conv_step",
     "counting_launches",
     "cross_entropy_error",
     "cross_entropy_predict",

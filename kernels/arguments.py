@@ -43,7 +43,14 @@ def check_alike(operation: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+def check_shape(
+    operation: str,
+    name: str,
+    tensor: Tensor | None,
+    shape: tuple[int, ...],
+    meaning: str,
+    weight: str = "(out, in)",
+) -> None:
     """Check a tensor's shape, if there is one.
 
     Args:
@@ -52,6 +59,7 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[i
         tensor: the argument.
         shape: what it must be.
         meaning: the shape in words, such as "(batch, out)".
+        weight: the weight's shape in words.
 
     Raises:
         ShapeError: it is another.
@@ -59,7 +67,7 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[i
     if tensor is not None and tuple(tensor.shape) != tuple(shape):
         raise ShapeError(
             f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
-            cure=f"check {name} against the weight, which is (out, in)",
+            cure=f"check {name} against the weight, which is {weight}",
         )
 
 
