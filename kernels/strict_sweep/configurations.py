@@ -22,6 +22,8 @@ class Configuration:
         block_sum: terms of a product summed per iteration.
         warps: warps (wavefronts) per program.
         stages: depth of the software pipelines.
+        registers: how many a thread may use; None leaves it to the compiler, which on NVIDIA's GPUs would rather spill
+            than use what keeps other programs off the multiprocessor, though here there are none.
     """
 
     block_batch: int
@@ -29,6 +31,13 @@ class Configuration:
     block_sum: int
     warps: int
     stages: int
+    registers: int | None = 255
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The launch options."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 @dataclass(frozen=True)
@@ -56,21 +65,23 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_90": {
-        "half": {"tall": Configuration(32, 128, 64, 4, 3), "flat": Configuration(16, 128, 64, 4, 3)},
+        "half": {"tall": Configuration(32, 64, 64, 4, 3), "flat": Configuration(16, 64, 64, 4, 3)},
         "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_100": {
-        "half": {"tall": Configuration(32, 128, 64, 4, 3), "flat": Configuration(16, 128, 64, 4, 3)},
+        "half": {"tall": Configuration(32, 64, 64, 4, 3), "flat": Configuration(16, 64, 64, 4, 3)},
         "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {
-        "half": {"tall": Configuration(32, 64, 64, 4, 2), "flat": Configuration(16, 64, 64, 4, 2)},
-        "tf32": {"tall": Configuration(32, 64, 32, 4, 2), "flat": Configuration(16, 64, 32, 4, 2)},
-        "ieee": {"tall": Configuration(32, 64, 32, 4, 2), "flat": Configuration(16, 64, 32, 4, 2)},
+        "half": {"tall": Configuration(32, 64, 64, 4, 2, None), "flat": Configuration(16, 64, 64, 4, 2, None)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
+        "ieee": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
     },
-    "interpreter": {precision: {"tall": Configuration(32, 32, 32, 1, 1)} for precision in ("half", "tf32", "ieee")},
+    "interpreter": {
+        precision: {"tall": Configuration(32, 32, 32, 1, 1, None)} for precision in ("half", "tf32", "ieee")
+    },
 }
 
 GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from pccompile.kernels.products import product_tile
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.strict_sweep.half_steps import first_tile, layer_field
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
@@ -23,11 +24,6 @@ _BIAS_GRADIENT = tl.constexpr(int(Field.BIAS_GRADIENT))
 
 
 @triton.jit
-def _add(a, b):
-    return a + b
-
-
-@triton.jit
 def _bias_gradient(drives_ptr, outputs, width, row_stride, batch, WIDE: tl.constexpr, BLOCK_BATCH: tl.constexpr):
     """(BLOCK_OUT,) sum of d over the batch."""
     sums = tl.full((outputs.shape[0], BLOCK_BATCH), 0.0, tl.float32)
@@ -35,7 +31,7 @@ def _bias_gradient(drives_ptr, outputs, width, row_stride, batch, WIDE: tl.const
         rows = tile_indices(tile, BLOCK_BATCH, WIDE)
         mask = (outputs < width)[:, None] & (rows < batch)[None, :]
         sums += tl.load(drives_ptr + outputs[:, None] + (rows * row_stride)[None, :], mask=mask, other=0.0)
-    return tl.reduce(sums, 1, _add)
+    return sum_of(sums, 1)
 
 
 @triton.jit
@@ -123,15 +119,13 @@ def chain_gradients_kernel(
     """factor d_l^T v_{l-1} and factor sum(d_l) of every layer, a tile a program."""
     if HAS_UPSTREAM:
         factor *= tl.load(upstream_ptr)
-    source = (x_ptr, x_batch_stride, x_in_stride)
     earlier = _layer_gradients(
-        source, x_ptr, table_ptr, drives_ptr, gradients_ptr, 0, 0, batch, row_stride, factor,
+        (x_ptr, x_batch_stride, x_in_stride), x_ptr, table_ptr, drives_ptr, gradients_ptr, 0, 0, batch, row_stride, factor,
         INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_IN, BLOCK_BATCH,
     )  # fmt: skip
     for layer in range(1, layers):
         parent = tl.multiple_of(layer_field(table_ptr, layer, _PARENT, WIDE), 16)
-        source = (values_ptr + parent, row_stride, 1)
         earlier += _layer_gradients(
-            source, x_ptr, table_ptr, drives_ptr, gradients_ptr, layer, earlier, batch, row_stride, factor,
+            (values_ptr + parent, row_stride, 1), x_ptr, table_ptr, drives_ptr, gradients_ptr, layer, earlier, batch, row_stride, factor,
             INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_IN, BLOCK_BATCH,
         )  # fmt: skip

@@ -176,9 +176,7 @@ def start_layer(chain, state, share, layer, negative_slope, FIRST: tl.constexpr,
     if FIRST:
         _predict_layer(chain, state, share, 0, (chain[0], chain[1], chain[2]), 0, negative_slope, "start", PLAN)
     else:
-        _predict_layer(
-            chain, state, share, layer, _source(chain, state, layer, PLAN), 0, negative_slope, "start", PLAN
-        )
+        _predict_layer(chain, state, share, layer, _source(chain, state, layer, PLAN), 0, negative_slope, "start", PLAN)
 
 
 @triton.jit
@@ -266,5 +264,7 @@ def finish_first_layer(chain, state, share, PLAN: tl.constexpr):
             columns = tile_indices(tile // row_tiles, PLAN.block_out, PLAN.wide)
             mask = (rows < batch)[:, None] & (columns < width)[None, :]
             place = (rows * row_stride)[:, None] + columns[None, :]
-            drive = tl.load(errors_ptr + place, mask=mask, other=0.0) * tl.load(drives_ptr + place, mask=mask, other=0.0)
+            drive = tl.load(errors_ptr + place, mask=mask, other=0.0) * tl.load(
+                drives_ptr + place, mask=mask, other=0.0
+            )
             tl.store(drives_ptr + place, drive, mask=mask)

@@ -194,7 +194,7 @@ def _launch_whole(
     cooperative = form == "cooperative"
     x = arguments[0]
     programs = triton.cdiv(x.shape[0], plan.block_batch)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = configuration.options
     if cooperative:
         # One program per multiprocessor is always resident; more would need the compiled kernel's occupancy.
         tiles = programs * sum(triton.cdiv(width, plan.block_out) for width in chain.widths)
@@ -207,8 +207,6 @@ def _launch_whole(
         *scalars,
         PLAN=plan,
         COOPERATIVE=cooperative,
-        num_warps=configuration.warps,
-        num_stages=configuration.stages,
         **options,
     )
 
@@ -233,8 +231,7 @@ def _launch_half_steps(
                 step,
                 PLAN=plan,
                 PHASE=phase,
-                num_warps=configuration.warps,
-                num_stages=configuration.stages,
+                **configuration.options,
             )
 
     moving = len(tiles) if plan.free_output else len(tiles) - 1

@@ -101,7 +101,9 @@ class Chain:
     def aligned(self) -> bool:
         """Whether every weight's rows can be read in vectors of 16 bytes."""
         return all(
-            weight.data_ptr() % 16 == 0 and weight.stride(1) == 1 and weight.stride(0) % 16 == 0
+            weight.data_ptr() % 16 == 0
+            and weight.stride(1) == 1
+            and weight.stride(0) % 16 == 0
             and all(size % 16 == 0 for size in weight.shape)
             for weight in self.weights
         )

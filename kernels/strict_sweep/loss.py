@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pccompile.kernels.reductions import largest_of, sum_of
 from pccompile.kernels.strict_sweep.half_steps import layer_field
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
@@ -17,16 +18,6 @@ _OUT = tl.constexpr(int(Field.OUT))
 _OWN = tl.constexpr(int(Field.OWN))
 _NOT_A_NUMBER = tl.constexpr(float("nan"))
 _LOWEST = tl.constexpr(-3.0e38)
-
-
-@triton.jit
-def _add(a, b):
-    return a + b
-
-
-@triton.jit
-def _larger(a, b):
-    return tl.maximum(a, b)
 
 
 @triton.jit
@@ -44,7 +35,7 @@ def _hidden_energy(chain, state, rows, PLAN: tl.constexpr):
             place = (rows * row_stride)[:, None] + (own + columns)[None, :]
             error = tl.load(errors_ptr + place, mask=mask, other=0.0)
             squares += error * error
-    return 0.5 * tl.reduce(squares, 1, _add)
+    return 0.5 * sum_of(squares, 1)
 
 
 @triton.jit
@@ -54,11 +45,12 @@ def _logarithm_of_sum(scores_ptr, rows, row_stride, batch, classes, PLAN: tl.con
     total = tl.full((PLAN.block_batch,), 0.0, tl.float32)
     for tile in range(0, (classes + PLAN.block_out - 1) // PLAN.block_out):
         columns = tile_indices(tile, PLAN.block_out, PLAN.wide)
-        mask = (rows < batch)[:, None] & (columns < classes)[None, :]
-        scores = tl.load(scores_ptr + (rows * row_stride)[:, None] + columns[None, :], mask=mask, other=_LOWEST)
-        new = tl.maximum(largest, tl.reduce(scores, 1, _larger))
-        terms = tl.where((columns < classes)[None, :], tl.exp(scores - new[:, None]), 0.0)
-        total = total * tl.exp(largest - new) + tl.reduce(terms, 1, _add)
+        inside = (columns < classes)[None, :]
+        place = (rows * row_stride)[:, None] + columns[None, :]
+        scores = tl.load(scores_ptr + place, mask=(rows < batch)[:, None] & inside, other=0.0)
+        new = tl.maximum(largest, largest_of(tl.where(inside, scores, _LOWEST), 1))
+        terms = tl.where(inside, tl.exp(scores - new[:, None]), 0.0)
+        total = total * tl.exp(largest - new) + sum_of(terms, 1)
         largest = new
     return largest + tl.log(total)
 
@@ -78,9 +70,7 @@ def _cross_entropy(scores_ptr, target_ptr, rows, row_stride, batch, classes, ign
 
 
 @triton.jit
-def loss_errors(
-    chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN: tl.constexpr
-):
+def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN: tl.constexpr):
     """e = -dF/dmu of the output in this worker's tiles of rows, and the energy of each sample where it is recorded.
 
     targets is (pointer, row stride, column stride); of class indices only the pointer is read.
@@ -120,6 +110,6 @@ def loss_errors(
                 tl.store(drives_ptr + own + place, error * slope, mask=mask)
         if PLAN.record:
             if PLAN.loss == "squared_error":
-                loss = tl.reduce(squares, 1, _add)
+                loss = sum_of(squares, 1)
             energy = loss_factor * loss + _hidden_energy(chain, state, rows, PLAN)
             tl.store(energies_ptr + step * batch + rows, energy, mask=rows < batch)
