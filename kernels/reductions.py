@@ -1,7 +1,7 @@
 """Sums and maxima over one dimension of a tile.
 
-By the combining functions of Triton's own library: the interpreter knows them and reduces with numpy, where it would call
-any other function once for every element. It need not be able to call them (see activations.py).
+By the combining functions of Triton's own library: the interpreter knows them and reduces with numpy, where it would
+call any other function once for every element. It need not be able to call them (see activations.py).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"

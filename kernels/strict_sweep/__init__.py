@@ -29,11 +29,11 @@ Forms of launch, which run the same functions on the same tiles and sum in the s
 The gradients of all layers are one more launch (chain_gradients), as they sum over the batch: two launches a training
 step. Nothing is added by atomics; results repeat bit for bit.
 
-What is read: in a step, each program of batch_tiles streams each weight but the first twice, once to predict and once to
-infer; of a Jacobi step the second product needs whole rows of z, so one pass does for both only where a tile holds whole
-rows of W (linear_step does that for narrow layers). With the weights in L2 they come from memory once a launch. The
-bytes from L2 in a step are programs * 2 s * sum of out * in, for s bytes an element, and per layer and sample about 40:
-values, errors and drives are float32, since steps of a small eta would be lost in half precision.
+What is read: in a step, each program of batch_tiles streams each weight but the first twice, once to predict and once
+to infer; in a Jacobi step the second product needs whole rows of z, so that one pass can do for both only where a tile
+holds whole rows of W (linear_step does that for narrow layers). With the weights in L2 they come from memory once a
+launch. The bytes from L2 in a step are programs * 2 s * sum of out * in, for s bytes an element, and about 40 per unit
+and sample: values, errors and drives are float32, since steps of a small eta would be lost in half precision.
 
 Compiled once for a set of activations, a loss, a dtype and the options that are constants of plan.Plan; depth, widths,
 batch, T, eta, momentum and factors are run-time numbers. Layers lie side by side in buffers, at offsets that a table

@@ -1,7 +1,7 @@
 """Tiles, warps and stages of strict_sweep, per architecture and arithmetic. Starting values, not yet measured.
 
-"tall" tiles are for batches that fill the device tile by tile; "flat" ones leave more programs where the batch is small.
-sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+"tall" tiles are for batches that fill the device tile by tile; "flat" ones leave more programs where the batch is
+small. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_90": {
-        "half": {"tall": Configuration(32, 64, 64, 4, 3), "flat": Configuration(16, 64, 64, 4, 3)},
+        "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
         "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_100": {
-        "half": {"tall": Configuration(32, 64, 64, 4, 3), "flat": Configuration(16, 64, 64, 4, 3)},
+        "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
         "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },

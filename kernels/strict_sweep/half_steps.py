@@ -195,7 +195,7 @@ def predict_layers(chain, state, share, step, negative_slope, HELD: tl.constexpr
 
 @triton.jit
 def infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN: tl.constexpr):
-    """Infer of every layer with a free value: v += eta g, or eta m with m = momentum m + g, for g = d W - e above it."""
+    """Infer of every layer with a free value: v += eta m with m = momentum m + g and g = d W - e."""
     x_ptr, _, _, table_ptr, layers = chain
     values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch = state
     first_row_tile, row_tiles, worker, workers = share

@@ -15,7 +15,7 @@ from pccompile.kernels.strict_sweep.configurations import GRADIENTS, Configurati
 from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
 from pccompile.kernels.strict_sweep.kernel import half_step_kernel, strict_sweep_kernel
 from pccompile.kernels.strict_sweep.layout import Chain
-from pccompile.kernels.strict_sweep.plan import Loss, Phase, Plan
+from pccompile.kernels.strict_sweep.plan import GradientPlan, Loss, Phase, Plan
 from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = ["FORMS", "Buffers", "Form", "Settings", "empty_buffers", "launch_chain_gradients", "launch_strict_sweep"]
@@ -294,13 +294,15 @@ def launch_chain_gradients(
             *x.stride(),
             values.stride(0),
             float(factor),
-            HAS_UPSTREAM=upstream is not None,
-            INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(x, values, *chain.weights),
-            UPCAST=interpreted() and x.dtype is not torch.float32,
-            BLOCK_OUT=chosen.block_out,
-            BLOCK_IN=chosen.block_in,
-            BLOCK_BATCH=chosen.block_batch,
+            PLAN=GradientPlan(
+                upstream=upstream is not None,
+                input_precision=input_precision,
+                wide=needs_wide_offsets(x, values, *chain.weights),
+                upcast=interpreted() and x.dtype is not torch.float32,
+                block_out=chosen.block_out,
+                block_in=chosen.block_in,
+                block_batch=chosen.block_batch,
+            ),
             num_warps=chosen.warps,
             num_stages=chosen.stages,
         )

@@ -108,7 +108,7 @@ def strict_sweep(
         StrictSweep.
 
     Raises:
-        UsageError: no kernel takes this dtype, device, activation, loss, form or input_precision; steps are fewer than 1.
+        UsageError: no kernel takes this dtype, device, activation, loss, form or input_precision; steps < 1.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
     check_chain("strict_sweep", x, weights, biases, activations, negative_slope)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LOSSES", "Loss", "Phase", "Plan"]
+__all__ = ["LOSSES", "GradientPlan", "Loss", "Phase", "Plan"]
 
 Loss = Literal["cross_entropy", "squared_error"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "squared_error")
@@ -46,3 +46,23 @@ class Plan:
     block_batch: int
     block_out: int
     block_sum: int
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """The constants of the kernel of the gradients.
+
+    Attributes:
+        upstream: there is a further factor on the device.
+        input_precision, wide, upcast: as for Plan.
+        block_out, block_in: the tile of dW that a program owns.
+        block_batch: rows summed per iteration.
+    """
+
+    upstream: bool
+    input_precision: str
+    wide: bool
+    upcast: bool
+    block_out: int
+    block_in: int
+    block_batch: int

