@@ -7,8 +7,8 @@ Mathematics, for a layer's value v (batch, out), its parent's value x (batch, in
     d      = e * act'(z)          formed tile by tile
     drive += d W                  (batch, in)      J(c, parent)^T e_c, this layer's share of Infer(parent)
 
-Moving the values is left to the caller, who knows all children of a vertex: v + eta (drive - e). The gradients at the end
-are linear_error's, with the same e.
+Moving the values is left to the caller, who knows all children of a vertex: v + eta (drive - e). The gradients at the
+end are linear_error's, with the same e.
 
 Launches: one, on a grid of ceil(batch / block_batch) programs, each with all of its rows: d needs the whole of z, and
 only within a program can the second product wait for the first. Every element is summed by one program in a fixed

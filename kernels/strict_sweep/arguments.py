@@ -100,9 +100,11 @@ def check_gradients(
     """
     _check_weights(operation, x, weights)
     check_input_precision(input_precision)
-    shape = (x.shape[0], Layout.of([weight.shape for weight in weights]).columns)
+    shapes = [weight.shape for weight in weights]
+    columns, with_free_output = Layout.of(shapes).columns, Layout.of(shapes, True).columns
     for name, buffer in (("values", values), ("drives", drives)):
-        check_shape(operation, name, buffer, shape, "(batch, columns)")
+        expected = with_free_output if values.shape[-1] == with_free_output else columns
+        check_shape(operation, name, buffer, (x.shape[0], expected), "(batch, columns)")
         if buffer.dtype != torch.float32 or buffer.device != x.device or not buffer.is_contiguous():
             raise ShapeError(
                 f"{operation}: {name} is {buffer.dtype} on {buffer.device}", cure="pass on what strict_sweep returned"

@@ -43,8 +43,8 @@ def estimated_iterations(
             per_row_tile += -(-columns // configuration.block_out) * iterations
             longest = max(longest, iterations)
     if form == "batch_tiles":
-        return per_row_tile * -(-row_tiles // processors)
-    shared = max(per_row_tile * row_tiles / processors, 2 * longest)
+        return float(per_row_tile * -(-row_tiles // processors))
+    shared: float = max(per_row_tile * row_tiles / processors, 2 * longest)
     return shared + 3 * (_BARRIER if form == "cooperative" else _LAUNCH)
 
 

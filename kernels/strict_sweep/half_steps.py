@@ -141,10 +141,18 @@ def _predict_layer(chain, state, share, layer, source, earlier, negative_slope, 
         mask = (rows < batch)[:, None] & (columns < out_features)[None, :]
         place = (rows * row_stride)[:, None] + (own + columns)[None, :]
         if MODE == "start":
-            tl.store(values_ptr + place, prediction, mask=mask)
+            # Zeros between the layers as well: buffers are results, of which no element may be left to chance.
             nothing = tl.full(z.shape, 0.0, tl.float32)
-            tl.store(errors_ptr + place, nothing, mask=mask)
-            tl.store(drives_ptr + place, tl.where(is_output | (layer == 0), slope, nothing), mask=mask)
+            padded = (out_features + 15) // 16 * 16
+            whole = (rows < batch)[:, None] & (columns < padded)[None, :]
+            tl.store(values_ptr + place, tl.where(mask, prediction, nothing), mask=whole)
+            tl.store(errors_ptr + place, nothing, mask=whole)
+            tl.store(drives_ptr + place, tl.where(mask & (is_output | (layer == 0)), slope, nothing), mask=whole)
+            if PLAN.free_output:  # noqa: SIM102 (a constant, and a value of the running program)
+                if layer == layers - 1:
+                    tl.store(values_ptr + place + padded, nothing, mask=whole)
+                    tl.store(errors_ptr + place + padded, nothing, mask=whole)
+                    tl.store(drives_ptr + place + padded, nothing, mask=whole)
             if PLAN.momentum:
                 tl.store(moments_ptr + place, nothing, mask=mask)
         else:

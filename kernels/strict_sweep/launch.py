@@ -56,7 +56,7 @@ class Settings:
 
 
 class Buffers(NamedTuple):
-    """What a sweep writes, layers side by side (layout.Layout); columns between layers are never written.
+    """What a sweep writes, layers side by side (layout.Layout), zeros between them.
 
     Attributes:
         values: (batch, columns) float32, v after the last move; of an output without a free value, its prediction.
@@ -265,7 +265,7 @@ def launch_chain_gradients(
         x: (batch, in).
         values, drives: from a sweep.
         chain: the layers.
-        gradients: of layout.gradients elements, overwritten.
+        gradients: as many elements as the layout says, overwritten.
         factor: of the gradients.
         upstream: a further factor on the device, (), float32, or None.
         input_precision: "ieee" or "tf32", of float32 products.

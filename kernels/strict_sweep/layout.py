@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
@@ -39,7 +39,7 @@ class Layout:
     """Where the layers lie, which depends on their widths alone.
 
     Attributes:
-        starts: first column of each layer's values and errors, then that of the loss's errors by a free output.
+        starts: first column of each layer's values and errors; then, by a free output, that of the loss's errors.
         columns: columns of these buffers.
         weight_gradients: first element of each dW in the buffer of all gradients.
         bias_gradients: first element of each db, likewise.
@@ -53,19 +53,18 @@ class Layout:
     gradients: int
 
     @classmethod
-    def of(cls, shapes: Sequence[torch.Size]) -> Layout:
+    def of(cls, shapes: Sequence[torch.Size], free_output: bool = False) -> Layout:
         """The layout of layers whose weights have these shapes, (out, in)."""
         outs = [out for out, _ in shapes]
-        starts = _placed([*outs, outs[-1]])
-        gradients = _placed([*(out * in_features for out, in_features in shapes), *outs])
+        starts = _ends(-(-out // ALIGNMENT) * ALIGNMENT for out in (*outs, *outs[-1:] * free_output))
+        gradients = _ends([*(out * in_features for out, in_features in shapes), *outs])
         count = len(shapes)
         return cls(tuple(starts[:-1]), starts[-1], tuple(gradients[:count]), tuple(gradients[count:-1]), gradients[-1])
 
 
-def _placed(sizes: Sequence[int]) -> list[int]:
-    """Where pieces of these sizes begin if they lie side by side, and where the last one ends; each is aligned."""
-    ends = accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
-    return [0, *ends]
+def _ends(sizes: Iterable[int]) -> list[int]:
+    """Where pieces of these sizes begin if they lie side by side, and where the last one ends."""
+    return [0, *accumulate(sizes)]
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,6 @@ class Chain:
         return tuple(weight.shape[0] for weight in self.weights)
 
     @property
-    def layout(self) -> Layout:
-        """Where the layers lie in the buffers."""
-        return Layout.of([weight.shape for weight in self.weights])
-
-    @property
     def distinct(self) -> tuple[str, ...]:
         """The activations that occur, each once."""
         return tuple(dict.fromkeys(self.activations))
@@ -110,7 +104,8 @@ class Chain:
 
     def table(self) -> Tensor:
         """(layers, fields) int64, on the weights' device; kept for the next launch with the same weights."""
-        distinct, layout = self.distinct, self.layout
+        distinct = self.distinct
+        layout = Layout.of([weight.shape for weight in self.weights])
         rows = []
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             row = {

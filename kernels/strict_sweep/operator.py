@@ -191,7 +191,7 @@ def chain_gradients(
 
 
 def _buffers(x: Tensor, weights: Sequence[Tensor], settings: Settings) -> Buffers:
-    columns = Layout.of([weight.shape for weight in weights]).columns
+    columns = Layout.of([weight.shape for weight in weights], settings.free_output).columns
     held = settings.learn_errors == "previous"
     return empty_buffers(x, columns, settings.steps, settings.momentum != 0, settings.record, held)
 
@@ -277,7 +277,7 @@ def _(
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_chain("strict_sweep", x, weights, biases, activations.split(","), negative_slope)
-    columns = Layout.of([weight.shape for weight in weights]).columns
+    columns = Layout.of([weight.shape for weight in weights], free_output).columns
     buffers = empty_buffers(x, columns, steps, momentum != 0, record, learn_errors == "previous")
     return buffers.values, buffers.errors, buffers.drives, buffers.energies
 
@@ -295,7 +295,7 @@ def _chain_gradients(
     check_gradients("chain_gradients", x, values, drives, weights, upstream, input_precision)
     nothing = ("identity",) * len(weights)
     chain = Chain(tuple(weights), (None,) * len(weights), nothing)
-    gradients = x.new_empty(chain.layout.gradients)
+    gradients = x.new_empty(Layout.of([weight.shape for weight in weights]).gradients)
     launch_chain_gradients(x, values, drives, chain, gradients, factor, upstream, input_precision)
     return gradients
 

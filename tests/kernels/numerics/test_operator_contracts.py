@@ -58,7 +58,7 @@ def test_strict_sweep_passes_opcheck(device, record, learn_errors):
 def test_chain_gradients_passes_opcheck(device, upstream):
     chain = random_chain(device, 3, (4, 5, 3), ("tanh", "identity"))
     upstream = None if upstream is None else upstream.to(device)
-    values, drives = torch.randn(2, 3, 48, device=device)
+    values, drives = torch.randn(2, 3, 32, device=device)
     arguments = (chain.x, values, drives, chain.weights, -1.0, upstream, "ieee")
     torch.library.opcheck(torch.ops.pccompile.chain_gradients.default, arguments)
 
