@@ -22,7 +22,9 @@ __all__ = ["half_step_kernel", "strict_sweep_kernel"]
 def _wait(counter_ptr, waits, COOPERATIVE: tl.constexpr):
     """Wait until what has been written so far can be read by all who share the work; returns how often that was.
 
-    Among programs: each adds one to a counter that only grows, releasing its writes, and reads it until all have.
+    Within a program: its threads' barrier orders what they store in global memory as well (bar.sync on NVIDIA, a fence
+    of all address spaces at workgroup scope on AMD). Among programs: each adds one to a counter that only grows,
+    releasing its writes, and reads it until all have.
     """
     tl.debug_barrier()
     if COOPERATIVE:

@@ -101,6 +101,7 @@ def launch_strict_sweep(
     buffers: Buffers,
     form: Form = "batch_tiles",
     configuration: Configuration | None = None,
+    programs: int | None = None,
 ) -> None:
     """Run a whole sweep into buffers that the caller owns. Arguments are not checked; the operator does.
 
@@ -113,6 +114,8 @@ def launch_strict_sweep(
         form: "batch_tiles" and "cooperative" are one launch, "half_steps" one for each layer of the feed-forward pass
             and three for each step.
         configuration: how launches are cut up; None reads the architecture's table.
+        programs: of "cooperative" and "half_steps", at most so many; None is one per multiprocessor, all of which are
+            resident, and one per tile.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
@@ -152,9 +155,9 @@ def launch_strict_sweep(
     )
     with torch.cuda.device_of(x):
         if form == "half_steps":
-            _launch_half_steps(arguments, scalars, steps, chain, plan, chosen)
+            _launch_half_steps(arguments, scalars, steps, chain, plan, chosen, programs)
         else:
-            _launch_whole(arguments, scalars, chain, plan, chosen, form)
+            _launch_whole(arguments, scalars, chain, plan, chosen, form, programs)
     if buffers.energies.numel() and not moves:
         buffers.energies[1:] = buffers.energies[0]
 
@@ -190,6 +193,7 @@ def _launch_whole(
     plan: Plan,
     configuration: Configuration,
     form: Form,
+    most: int | None,
 ) -> None:
     cooperative = form == "cooperative"
     x = arguments[0]
@@ -198,8 +202,9 @@ def _launch_whole(
     if cooperative:
         # One program per multiprocessor is always resident; more would need the compiled kernel's occupancy.
         tiles = programs * sum(triton.cdiv(width, plan.block_out) for width in chain.widths)
-        programs = min(tiles, torch.cuda.get_device_properties(x.device).multi_processor_count)
-        options["launch_cooperative_grid"] = True
+        programs = min(tiles, most or torch.cuda.get_device_properties(x.device).multi_processor_count)
+        if not interpreted():
+            options["launch_cooperative_grid"] = True
     counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
     strict_sweep_kernel[(programs,)](
         *arguments,
@@ -218,13 +223,14 @@ def _launch_half_steps(
     chain: Chain,
     plan: Plan,
     configuration: Configuration,
+    most: int | None,
 ) -> None:
     row_tiles = triton.cdiv(arguments[0].shape[0], plan.block_batch)
     tiles = [row_tiles * triton.cdiv(width, plan.block_out) for width in chain.widths]
 
     def launch(phase: Phase, programs: int, layer: int = 0, step: int = 0) -> None:
         if programs:
-            half_step_kernel[(programs,)](
+            half_step_kernel[(min(programs, most or programs),)](
                 *arguments,
                 *scalars,
                 layer,

@@ -169,6 +169,21 @@ def test_the_forms_agree_bit_for_bit(device, free_output, learn_errors):
             assert all(map(torch.equal, getattr(first, name), getattr(other, name))), name
 
 
+@pytest.mark.parametrize("free_output", [False, True])
+@pytest.mark.parametrize(("form", "programs"), [("half_steps", 3), ("cooperative", 1)])
+def test_the_number_of_programs_changes_nothing(device, form, programs, free_output):
+    # With one program the grid's barrier is passed at once, in the interpreter as well.
+    random = random_chain(device)
+    chain = Chain(tuple(random.weights), tuple(random.biases), tuple(random.activations))
+    settings = Settings("cross_entropy", free_output, "current", True, 3, 0.2, 0.9, 1.0, -100, 0.01, "ieee")
+    columns = Layout.of([weight.shape for weight in chain.weights], free_output).columns
+    expected, found = (empty_buffers(random.x, columns, 3, True, True, False) for _ in range(2))
+    launch_strict_sweep(random.x, random.target, chain, settings, expected)
+    launch_strict_sweep(random.x, random.target, chain, settings, found, form, programs=programs)
+    for name in ("values", "errors", "drives", "energies"):
+        assert torch.equal(getattr(expected, name), getattr(found, name)), name
+
+
 def test_a_sample_does_not_depend_on_its_batch_and_results_repeat(device):
     chain = random_chain(device, 40)
     whole = strict_sweep(*chain.arguments, **OPTIONS)
