@@ -17,6 +17,11 @@ laid over tiles (tiles.py), sums over a tile (reductions.py), statistics of a st
 a fixed order (arrivals.py), which table of configurations a device reads (devices.py), what a kernel refuses
 (arguments.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
 float32, and repeat bit for bit.
+    linear_step      e = v - act(x W^T + b), and the parent's error        one launch
+    strict_sweep     T steps of strict inference of a chain of layers      one launch, and one for all gradients
+laid over tiles (tiles.py), products and reductions of tiles (products.py, reductions.py), which table of configurations
+a device reads (devices.py) and what a kernel refuses (arguments.py). Kernels take float32, bfloat16 and float16,
+accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -39,6 +44,7 @@ from pccompile.kernels.embedding_error import embedding_error, embedding_error_i
 from pccompile.kernels.launches import counting_launches
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
+from pccompile.kernels.linear_step import LayerStep, linear_step, linear_step_into
 from pccompile.kernels.lstm import LSTMErrorSweep, LSTMPrediction, lstm_error, lstm_predict
 from pccompile.kernels.pointwise import Pointwise, pointwise
 from pccompile.kernels.row_norm import (
@@ -49,6 +55,7 @@ from pccompile.kernels.row_norm import (
     row_norm_error,
     row_norm_error_into,
 )
+from pccompile.kernels.strict_sweep import StrictSweep, chain_gradients, strict_sweep
 
 __all__ = [
     "ACTIVATIONS",
@@ -59,15 +66,18 @@ __all__ = [
     "ErrorSweep",
     "LSTMErrorSweep",
     "LSTMPrediction",
+    "LayerStep",
     "LossPrediction",
     "NormErrorSweep",
     "NormPrediction",
     "Pointwise",
     "Pool",
     "Prediction",
+    "StrictSweep",
     "batch_norm_error",
     "batch_norm_error_into",
     "batch_norm_predict",
+    "chain_gradients",
     "conv_error",
     "conv_error_into",
     "conv_predict",
@@ -81,10 +91,13 @@ __all__ = [
     "linear_error",
     "linear_error_into",
     "linear_predict",
+    "linear_step",
+    "linear_step_into",
     "lstm_error",
     "lstm_predict",
     "pointwise",
     "rms_norm_predict",
     "row_norm_error",
     "row_norm_error_into",
+    "strict_sweep",
 ]
