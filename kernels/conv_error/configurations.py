@@ -44,9 +44,11 @@ class Configuration:
 
 
 _DIRECT = Configuration(64, 32, 16, 32, 1, 64, 4, 2)
-_SMALL_IEEE = Configuration(32, 32, 16, 32, 32, 16, 4, 2)
-_LARGE_IEEE = Configuration(64, 64, 16, 64, 64, 16, 8, 2)
-_IEEE = {"large": _LARGE_IEEE, "small": _SMALL_IEEE, "direct": _DIRECT}
+_IEEE = {
+    "large": Configuration(64, 32, 16, 32, 64, 16, 8, 2),
+    "small": Configuration(32, 32, 16, 32, 32, 16, 8, 2),
+    "direct": _DIRECT,
+}
 
 CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_80": {
