@@ -8,7 +8,8 @@
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py), which table of configurations a device reads (devices.py) and what a kernel refuses
-(arguments.py); and what the convolutions share (convolution_geometry.py on the host, convolution_tiles.py in kernels). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+(arguments.py); and what the convolutions share (convolution_geometry.py on the host, convolution_tiles.py in kernels).
+Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """

@@ -45,7 +45,7 @@ class Configuration:
 
 _DIRECT = Configuration(64, 32, 16, 32, 1, 64, 4, 2)
 _IEEE = {
-    "large": Configuration(64, 32, 16, 32, 64, 16, 8, 2),
+    "large": Configuration(64, 32, 16, 64, 32, 16, 8, 2),
     "small": Configuration(32, 32, 16, 32, 32, 16, 8, 2),
     "direct": _DIRECT,
 }
