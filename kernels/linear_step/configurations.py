@@ -40,7 +40,8 @@ class Configuration:
     @property
     def options(self) -> dict[str, int]:
         """The launch options."""
-        return launch_options(self.warps, self.stages, self.registers)
+        options: dict[str, int] = launch_options(self.warps, self.stages, self.registers)
+        return options
 
 
 CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {

@@ -35,7 +35,8 @@ class Configuration:
     @property
     def options(self) -> dict[str, int]:
         """The launch options."""
-        return launch_options(self.warps, self.stages, self.registers)
+        options: dict[str, int] = launch_options(self.warps, self.stages, self.registers)
+        return options
 
 
 @dataclass(frozen=True)
