@@ -53,16 +53,17 @@ def chosen(arguments: argparse.Namespace) -> Choice:
         SystemExit: a name that does not exist.
     """
     quick = arguments.quick
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     effort = Effort(repetitions=7, block_seconds=0.05, contestant_seconds=1.0) if quick else Effort()
     if arguments.repetitions:
         effort = Effort(arguments.repetitions, effort.block_seconds, effort.contestant_seconds)
     return Choice(
         models=_names("model", arguments.models, MODELS, QUICK if quick else tuple(MODELS)),
         rules=_names("rule", arguments.rules, RULES, QUICK_RULES if quick else tuple(RULES)),
-        backends=_names("back end", arguments.backends, backend_names(), backend_names()),
+        backends=_names("back end", arguments.backends, backend_names(), backend_names(device)),
         peers=_names("peer", arguments.peers, PEERS, () if quick else PEERS),
         torch2pc=arguments.torch2pc,
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         threads=arguments.threads,
         effort=effort,
         compile_times=not quick if arguments.compile_times is None else arguments.compile_times,

@@ -28,9 +28,9 @@ class Contestant:
         return f"{self.rule} {self.backend}"
 
 
-def backend_names() -> tuple[str, ...]:
-    """Every back end of pccompile, and its own choice among them."""
-    return tuple(BACKENDS)
+def backend_names(device: str | None = None) -> tuple[str, ...]:
+    """Every back end of pccompile, and its own choice among them; for a device, those that differ there."""
+    return tuple(name for name in BACKENDS if device != "cpu" or name != "triton")
 
 
 def autograd_contestants(device: str) -> list[Contestant]:

@@ -299,9 +299,14 @@ def arguments(*given):
 
 
 def test_what_is_not_given_is_everything():
-    choice = campaign.chosen(arguments())
+    choice = campaign.chosen(arguments("--device", "cuda"))
     assert choice.models == tuple(MODELS) and choice.backends == backend_names() and choice.peers == PEERS
     assert choice.compile_times and choice.limit is None
+
+
+def test_the_kernels_are_timed_where_they_run():
+    on_cpu = campaign.chosen(arguments("--device", "cpu")).backends
+    assert set(backend_names()) - set(on_cpu) == {"triton"}
 
 
 def test_quick_leaves_out_peers_and_compile_times():
