@@ -4,8 +4,9 @@
     linear_error     the parent's error, dW and db from a layer's error    one launch
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), which table of configurations a device reads (devices.py) and what a kernel refuses
-(arguments.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+laid over tiles (tiles.py), which table of configurations a device reads (devices.py), how tables that a tuner measured
+are laid over the shipped ones (tables.py) and what a kernel refuses (arguments.py). Kernels take float32, bfloat16 and
+float16, accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
