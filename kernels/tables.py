@@ -1,8 +1,9 @@
 """Tables of configurations that a tuner measured, laid over those that the kernels ship.
 
 A file of an operation is JSON: {"format": 1, "operation": NAME, "entries": [ENTRY, ...]}. An entry names the cell of
-the operation's table that it replaces (architecture, precision and, where the table has them, size), the configuration's
-fields, and whatever the tuner has to say about where it was measured. `python -m bench gpu --part tune` writes them.
+the operation's table that it replaces (architecture, precision and, where the table has them, size), the fields of
+the configuration, and what the tuner has to say about its measurement. `python -m bench gpu --part tune` writes such
+files.
 
 Read are, in this order, `tuned.json` in the operation's folder and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once,
 when the kernels are imported. What does not fit is left out with a warning: no kernel fails for a tuned table.
