@@ -29,7 +29,7 @@ RESULTS = Path("bench/results")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--part", nargs="+", metavar="NAME", help="only these parts or groups (check launches time tune)"
+        "--part", nargs="+", metavar="NAME", help="only these, or groups: check, launches, time, tune, report"
     )
     parser.add_argument("--parts", action="store_true", help="list the parts, and which are done")
     parser.add_argument("--dry-run", action="store_true", help="list what would run, with estimated times")

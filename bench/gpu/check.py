@@ -18,6 +18,7 @@ __all__ = ["files_of_tests", "run_tests"]
 FOLDERS = ("tests/kernels/numerics", "tests/backends")
 MOST_PROCESSES = 8
 NOTHING_COLLECTED = 5
+LONGEST = 3600.0
 
 
 def files_of_tests(root: Path = ROOT) -> list[Path]:
@@ -60,7 +61,7 @@ def _finished(command: list[str], environment: dict[str, str], seconds: float) -
         process_group=0,
     )
     try:
-        said, _ = process.communicate(timeout=max(seconds, 1.0))
+        said, _ = process.communicate(timeout=min(max(seconds, 1.0), LONGEST))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         said, _ = process.communicate()

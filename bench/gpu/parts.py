@@ -15,6 +15,7 @@ from bench.gpu.work import Work
 __all__ = ["GROUPS", "all_parts", "chosen_parts"]
 
 GROUPS = (CHECK, "launches", "time", "tune")
+REPORT = "report"  # no part: the report alone, which every run ends with
 CHAINS = ("mlp", "mlp-tanh", "mnist-cnn", "conv-tanh", "mlp-128", "mlp-256", "mlp-512")  # quick to compile: all rules
 
 
@@ -32,10 +33,12 @@ def chosen_parts(names: list[str] | None) -> list[Part]:
     everything = all_parts()
     if not names:
         return [part for part in everything if part.group != "tune"]
-    known = {part.name for part in everything} | set(GROUPS)
+    known = {part.name for part in everything} | {*GROUPS, REPORT}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"there is no part {unknown[0]!r}; --parts lists them, and groups are {', '.join(GROUPS)}")
+        raise SystemExit(
+            f"there is no part {unknown[0]!r}; --parts lists them, and groups are {', '.join((*GROUPS, REPORT))}"
+        )
     return [part for part in everything if part.name in names or part.group in names]
 
 
