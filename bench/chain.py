@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import pccompile
+from pccompile.call import Call
 from pccompile.capture import capture
 from pccompile.compiled import compile_captured
 from pccompile.ir import Kind
@@ -55,7 +56,7 @@ def measure(layers: int, method: str) -> tuple[float, float, float]:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers)))
     x = torch.randn(2, 2)
     start = time.perf_counter()
-    captured = capture(model, None, (x,), {}, (), method)
+    captured = capture(Call(model, None, (x,), {}), method)
     middle = time.perf_counter()
     wanted = [node for node, leaf in captured.leaves.items() if leaf.kind is Kind.PARAMETER]
     compile_captured(captured, ZIL(), "nodes", wanted, optimize=True)

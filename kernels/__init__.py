@@ -2,11 +2,23 @@
 
     linear_predict   mu = act(x W^T + b)                                   one launch
     linear_error     the parent's error, dW and db from a layer's error    one launch
+    cross_entropy    the loss vertex: its prediction, and its error        one launch each
+    embedding_error  the gradient of an embedding table                    one launch after a sort
+    batch_norm       batch normalisation: prediction, and error            one launch each
+    lstm             a layer over time: prediction, and error              all steps in one launch
+    pointwise        any run of pointwise operators, generated             one launch
+    row_norm         layer and RMS normalisation: prediction, and error    one launch each
+    conv_predict     mu = pool(act(conv2d(x, W) + b))                      one launch
+    conv_error       the parent's error, dW and db from a layer's error    one launch
+    conv_step        e = v - mu, what it carries back, and the move of x   one launch
+    linear_step      e = v - act(x W^T + b), and the parent's error        one launch
+    strict_sweep     T steps of strict inference of a chain of layers      one launch, and one for all gradients
 
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), which table of configurations a device reads (devices.py), how tables that a tuner measured
-are laid over the shipped ones (tables.py) and what a kernel refuses (arguments.py). Kernels take float32, bfloat16 and
-float16, accumulate in float32, and repeat bit for bit.
+laid over tiles (tiles.py), products and sums of tiles (products.py, reductions.py), statistics of a stream (moments.py),
+sums over programs in a fixed order (arrivals.py), which table of configurations a device reads (devices.py), how tables
+that a tuner measured are laid over the shipped ones (tables.py), what a kernel refuses (arguments.py) and how launches
+are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -14,15 +26,75 @@ Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before
 from __future__ import annotations
 
 from pccompile.kernels.activations import ACTIVATIONS, Activation
+from pccompile.kernels.batch_norm import (
+    BatchNormPrediction,
+    batch_norm_error,
+    batch_norm_error_into,
+    batch_norm_predict,
+)
+from pccompile.kernels.conv_error import conv_error, conv_error_into
+from pccompile.kernels.conv_predict import ConvPrediction, conv_predict
+from pccompile.kernels.conv_step import ConvStep, conv_step
+from pccompile.kernels.convolution_geometry import Pool
+from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
+from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
+from pccompile.kernels.launches import counting_launches
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
+from pccompile.kernels.linear_step import LayerStep, linear_step, linear_step_into
+from pccompile.kernels.lstm import LSTMErrorSweep, LSTMPrediction, lstm_error, lstm_predict
+from pccompile.kernels.pointwise import Pointwise, pointwise
+from pccompile.kernels.row_norm import (
+    NormErrorSweep,
+    NormPrediction,
+    layer_norm_predict,
+    rms_norm_predict,
+    row_norm_error,
+    row_norm_error_into,
+)
+from pccompile.kernels.strict_sweep import StrictSweep, chain_gradients, strict_sweep
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "BatchNormPrediction",
+    "ConvPrediction",
+    "ConvStep",
     "ErrorSweep",
+    "LSTMErrorSweep",
+    "LSTMPrediction",
+    "LayerStep",
+    "LossPrediction",
+    "NormErrorSweep",
+    "NormPrediction",
+    "Pointwise",
+    "Pool",
     "Prediction",
+    "StrictSweep",
+    "batch_norm_error",
+    "batch_norm_error_into",
+    "batch_norm_predict",
+    "chain_gradients",
+    "conv_error",
+    "conv_error_into",
+    "conv_predict",
+    "conv_step",
+    "counting_launches",
+    "cross_entropy_error",
+    "cross_entropy_predict",
+    "embedding_error",
+    "embedding_error_into",
+    "layer_norm_predict",
     "linear_error",
     "linear_error_into",
     "linear_predict",
+    "linear_step",
+    "linear_step_into",
+    "lstm_error",
+    "lstm_predict",
+    "pointwise",
+    "rms_norm_predict",
+    "row_norm_error",
+    "row_norm_error_into",
+    "strict_sweep",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
 
-__all__ = ["check_alike", "check_input_precision", "check_shape"]
+__all__ = ["check_alike", "check_fits", "check_input_precision", "check_shape"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,7 +43,14 @@ def check_alike(operation: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:
+def check_shape(
+    operation: str,
+    name: str,
+    tensor: Tensor | None,
+    shape: tuple[int, ...],
+    meaning: str,
+    weight: str = "(out, in)",
+) -> None:
     """Check a tensor's shape, if there is one.
 
     Args:
@@ -52,6 +59,7 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[i
         tensor: the argument.
         shape: what it must be.
         meaning: the shape in words, such as "(batch, out)".
+        weight: the weight's shape in words.
 
     Raises:
         ShapeError: it is another.
@@ -59,7 +67,7 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, shape: tuple[i
     if tensor is not None and tuple(tensor.shape) != tuple(shape):
         raise ShapeError(
             f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
-            cure=f"check {name} against the weight, which is (out, in)",
+            cure=f"check {name} against the weight, which is {weight}",
         )
 
 
@@ -71,3 +79,26 @@ def check_input_precision(input_precision: str) -> None:
     """
     if input_precision not in ("ieee", "tf32"):
         raise UsageError(f"input_precision={input_precision!r}", cure='use "ieee" or "tf32"')
+
+
+def check_fits(
+    operation: str, name: str, tensor: Tensor | None, shape: tuple[int, ...], meaning: str, against: str
+) -> None:
+    """Check a tensor's shape, if there is one, where something other than a weight decides it.
+
+    Args:
+        operation: its name, for the message.
+        name: the argument's name.
+        tensor: the argument.
+        shape: what it must be.
+        meaning: the shape in words, such as "(rows,)".
+        against: what decides it, such as "x, which is (rows, columns)".
+
+    Raises:
+        ShapeError: it is another.
+    """
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ShapeError(
+            f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
+            cure=f"check {name} against {against}",
+        )

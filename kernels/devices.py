@@ -10,7 +10,15 @@ import triton
 from pccompile.errors import UsageError
 from pccompile.kernels.tiles import grouped_tile
 
-__all__ = ["ARCHITECTURES", "PROCESSORS", "Architecture", "architecture_of", "interpreted", "precision_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "PROCESSORS",
+    "Architecture",
+    "architecture_of",
+    "interpreted",
+    "precision_of",
+    "product_precision",
+]
 
 Architecture = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
 ARCHITECTURES: tuple[Architecture, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -49,3 +57,9 @@ def architecture_of(device: torch.device) -> Architecture:
 def precision_of(dtype: torch.dtype, input_precision: str) -> str:
     """The arithmetic of a kernel's products: "half", "tf32" or "ieee", the key of the configuration tables."""
     return "half" if dtype in (torch.bfloat16, torch.float16) else input_precision
+
+
+def product_precision() -> str:
+    """How PyTorch is set to form float32 products on a GPU at present, as the kernels call it: "tf32" or "ieee"."""
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if (torch.backends.fp32_precision if chosen == "none" else chosen) == "tf32" else "ieee"

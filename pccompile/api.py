@@ -49,8 +49,10 @@ def compile(
         backend: what runs the program. "aten" (the default): flat graphs of ATen operators; Z-IL's gradients are
             autograd's to the last bit. "eager": local derivatives from the autograd engine, vertex by vertex.
             "inductor": the flat graphs compiled by torch's Inductor, which takes seconds to minutes at the first call
-            and rounds in its own way. "auto": measures "aten" and "inductor" at the first call with inputs of a kind
-            and keeps the faster one, also for later processes (`pccompile.cache`). With optimize=False the
+            and rounds in its own way. "triton": the flat graphs with this package's kernels where they can run and
+            were measured to be no slower, on a GPU; elsewhere as "aten". "auto": measures "aten", "inductor" and, on a
+            GPU, "triton" at the first call with inputs of a kind and keeps the fastest, also for later processes
+            (`pccompile.cache`). With optimize=False the
             reference evaluator runs, whatever the back end.
         capture: "auto" (torch.export, or torch.fx.symbolic_trace where that fails; a GraphModule as it is), "export",
             or "symbolic" (torch.fx.symbolic_trace).

@@ -47,7 +47,7 @@ class Call:
     Attributes:
         model: the model.
         loss_fn: called as loss_fn(outputs, *targets); None leaves the loss outside.
-        args, kwargs, targets: the arguments.
+        args, kwargs, targets: the arguments; kwargs are ordered by name.
         flat: the tensors and other leaves of (args, kwargs by name, targets): what a capture's leaves index.
         structure: how they are nested; equal for calls whose leaves mean the same.
     """
@@ -62,7 +62,8 @@ class Call:
         kwargs: dict[str, Any],
         targets: tuple[Any, ...] = (),
     ) -> None:
-        self.model, self.loss_fn, self.args, self.kwargs, self.targets = model, loss_fn, args, kwargs, targets
+        self.model, self.loss_fn, self.args, self.targets = model, loss_fn, args, targets
+        self.kwargs = dict(sorted(kwargs.items()))
         self.flat, self.structure = flattened(args, kwargs, targets)
         self._kinds: tuple[Hashable, ...] | None = None
 
@@ -73,11 +74,20 @@ class Call:
             self._kinds = tuple([kind_of(leaf) for leaf in self.flat])
         return self._kinds
 
-    def rebuilt(self, flat: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-        """(args, kwargs, targets) with other leaves."""
-        spec = pytree.tree_structure((self.args, dict(sorted(self.kwargs.items())), self.targets))
-        found: tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]] = pytree.tree_unflatten(flat, spec)
-        return found
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
+        """(args, kwargs, targets)."""
+        return self.args, self.kwargs, self.targets
+
+    def given(self, flat: list[Any]) -> Call:
+        """The same call with other leaves."""
+        inputs = pytree.tree_unflatten(flat, pytree.tree_structure(self.inputs))
+        return Call(self.model, self.loss_fn, *inputs)
+
+    def run(self) -> Any:
+        """The model's own outputs; the loss where there is one."""
+        outputs = self.model(*self.args, **self.kwargs)
+        return outputs if self.loss_fn is None else self.loss_fn(outputs, *self.targets)
 
 
 def flattened(args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> tuple[list[Any], Hashable]:

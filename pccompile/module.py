@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pccompile.backends.report import BackendReport
 from pccompile.backends.run import Run
 from pccompile.call import Call, Loss, flattened
 from pccompile.capture import Captured, capture, is_symbolic, leaf_value
@@ -180,6 +181,27 @@ class PCModule(nn.Module):
         code: str = getattr(self._latest.backend, "code", program.code)
         return code
 
+    def backend_report(self) -> BackendReport:
+        """What runs each vertex, and why, for the inputs seen last; prints as a table.
+
+        Raises:
+            UsageError: nothing has been compiled yet.
+        """
+        program = self.program
+        assert self._latest is not None and program is self._latest.program
+        report = getattr(self._latest.backend, "report", None)
+        return BackendReport(self.backend, () if report is None else tuple(report()))
+
+    def explain(self, name: str) -> str:
+        """The story of one vertex: `program.explain`, and what runs it.
+
+        Raises:
+            UsageError: nothing has been compiled yet, or no vertex has that name.
+        """
+        told = self.program.explain(name)
+        rows = self.backend_report().of(name)
+        return "\n".join([told, *(f"runs in the {row.phase} as: {row.kernel} ({row.reason})" for row in rows)])
+
     def prepare(self, inputs: Any, target: Any = None) -> Program:
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
         targets = _as_targets(target)
@@ -278,16 +300,7 @@ class PCModule(nn.Module):
         observed = self.rule.needs_loss and (self.record_energies or getattr(self.rule, "tolerance", 0.0) > 0)
 
         def trace() -> Captured:
-            captured = capture(
-                self.model,
-                call.loss_fn,
-                call.args,
-                dict(sorted(call.kwargs.items())),
-                call.targets,
-                self.capture_method,
-                self.dynamic,
-                opens,
-            )
+            captured = capture(call, self.capture_method, self.dynamic, opens)
             if call.loss_fn is not None:
                 captured.mean_loss = averages_over_batch(call.loss_fn, captured.example_outputs, call.targets)
             captured.example_outputs = None

@@ -96,14 +96,9 @@ class _Replay:
         """One step of the model itself."""
         given = _detached(self.call.flat)
         inputs = _each(given, torch.clone)  # what requires a gradient must not be a leaf if it is written into
-        args, kwargs, targets = self.call.rebuilt(inputs)
-
-        def run() -> Any:
-            outputs = self.model(*args, **kwargs)
-            return outputs if self.loss_fn is None else self.loss_fn(outputs, *targets)
-
+        call = self.call.given(inputs)
         with self._rehearsal() as state, refuse_custom_functions():
-            found = run()
+            found = call.run()
             outputs, parts = self._compared(found), self._parts(found)
             change = next(state.changes(), None)
             passed_on = {id(value) for value in inputs}
@@ -115,7 +110,7 @@ class _Replay:
             if change is None and self.rule.exact:
                 result.gradients = self._model_gradients(outputs, self._sources(given))
         if change is not None:
-            raise with_line(change.refused(), self.model, self.loss_fn, run)
+            raise with_line(change.refused(), self.model, self.loss_fn, call.run)
         return result
 
     def of_program(self, with_gradients: bool) -> _Result:

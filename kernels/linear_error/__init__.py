@@ -24,6 +24,7 @@ out), and an accumulated output is read once more. Unfused, d is written once an
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch
     operator.py        linear_error and linear_error_into, the operators pccompile::linear_error and ..._into
+    rows.py            the same on matrices, unchecked
     configurations.py  tiles, warps and stages per architecture
 """
 

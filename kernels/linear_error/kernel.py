@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import activation_slope
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_error.configurations import Configuration, configuration_for
 from pccompile.kernels.tiles import grouped_tile, needs_wide_offsets, tile_indices
 
@@ -315,8 +316,8 @@ def linear_error_kernel(
 def launch_linear_error(
     error: Tensor,
     residual: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
     activation: str,
     *,
     parent_error: Tensor | None = None,
@@ -336,8 +337,8 @@ def launch_linear_error(
     Args:
         error: (batch, out).
         residual: (batch, out), or None for the identity.
-        x: (batch, in).
-        weight: (out, in).
+        x: (batch, in); None where the weight's gradient is left out.
+        weight: (out, in); None where the parent's error is left out.
         activation: a key of pccompile.kernels.ACTIVATIONS.
         parent_error: (batch, in), or None to leave it out.
         weight_gradient: (out, in), or None to leave it out.
@@ -353,7 +354,8 @@ def launch_linear_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    (batch, out_features), in_features = error.shape, x.shape[1]
+    batch, out_features = error.shape
+    in_features = x.shape[1] if x is not None else weight.shape[1] if weight is not None else 1
     architecture = architecture_of(error.device)
     chosen = configuration or configuration_for(
         architecture, precision_of(error.dtype, input_precision), batch, out_features, in_features
@@ -368,15 +370,17 @@ def launch_linear_error(
         return
     # What is left out is never read or written: any tensor of the right rank stands in for it.
     given_residual = error if residual is None else residual
-    parent = x if parent_error is None else parent_error
-    weight_target = weight if weight_gradient is None else weight_gradient
+    given_x, given_weight = error if x is None else x, error if weight is None else weight
+    parent = error if parent_error is None else parent_error
+    weight_target = error if weight_gradient is None else weight_gradient
     bias_target = error if bias_gradient is None else bias_gradient
+    count_launch("linear_error")
     with torch.cuda.device_of(error):
         linear_error_kernel[(programs,)](
             error,
             given_residual,
-            x,
-            weight,
+            given_x,
+            given_weight,
             parent,
             weight_target,
             bias_target,
@@ -385,8 +389,8 @@ def launch_linear_error(
             in_features,
             *error.stride(),
             *given_residual.stride(),
-            *x.stride(),
-            *weight.stride(),
+            *given_x.stride(),
+            *given_weight.stride(),
             *parent.stride(),
             *weight_target.stride(),
             bias_target.stride(0),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import activate
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_predict.configurations import Configuration, configuration_for
 from pccompile.kernels.tiles import grouped_tile, needs_wide_offsets, tile_indices
 
@@ -129,6 +130,7 @@ def launch_linear_predict(
     kept = prediction if preactivation is None else preactivation
     given_bias = weight if bias is None else bias
     grid = (triton.cdiv(batch, chosen.block_batch) * triton.cdiv(out_features, chosen.block_out),)
+    count_launch("linear_predict")
     with torch.cuda.device_of(x):
         linear_predict_kernel[grid](
             x,

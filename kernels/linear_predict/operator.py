@@ -15,7 +15,7 @@ from pccompile.kernels.arguments import check_alike, check_input_precision, chec
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.kernel import launch_linear_predict
 
-__all__ = ["Prediction", "linear_predict"]
+__all__ = ["Prediction", "linear_predict", "predict_rows"]
 
 
 class Prediction(NamedTuple):
@@ -88,15 +88,22 @@ def _empty_outputs(x: Tensor, weight: Tensor, activation: str) -> tuple[Tensor, 
     return x.new_empty(shape), x.new_empty(shape if keep else (0, 0))
 
 
+def predict_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, input_precision: str
+) -> tuple[Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    prediction, preactivation = _empty_outputs(x, weight, activation)
+    kept = preactivation if activation_named(activation).residual == "preactivation" else None
+    launch_linear_predict(x, weight, bias, prediction, kept, activation, negative_slope, input_precision)
+    return prediction, preactivation
+
+
 @torch.library.custom_op("pccompile::linear_predict", mutates_args=())
 def _linear_predict(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, input_precision: str
 ) -> tuple[Tensor, Tensor]:
     _check(x, weight, bias, input_precision)
-    prediction, preactivation = _empty_outputs(x, weight, activation)
-    kept = preactivation if activation_named(activation).residual == "preactivation" else None
-    launch_linear_predict(x, weight, bias, prediction, kept, activation, negative_slope, input_precision)
-    return prediction, preactivation
+    return predict_rows(x, weight, bias, activation, negative_slope, input_precision)
 
 
 @_linear_predict.register_fake

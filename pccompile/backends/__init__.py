@@ -3,7 +3,8 @@
 eager    local derivatives from the autograd engine, one vertex at a time: every operator PyTorch differentiates
 aten     flat graphs of ATen operators with explicit derivatives
 inductor those graphs compiled by torch's Inductor
-auto     the faster of these two, measured once
+triton   those graphs with this package's kernels in the places of the nodes that they compute
+auto     the fastest of these, measured once
 literal  the reference evaluator, for `optimize=False`
 """
 
@@ -16,12 +17,15 @@ from pccompile.backends.auto import AutoBackend
 from pccompile.backends.eager import EagerBackend
 from pccompile.backends.inductor import with_inductor
 from pccompile.backends.literal import LiteralBackend
+from pccompile.backends.report import BackendReport
+from pccompile.backends.triton import with_kernels
 
-__all__ = ["BACKENDS", "AtenBackend", "EagerBackend", "LiteralBackend"]
+__all__ = ["BACKENDS", "AtenBackend", "BackendReport", "EagerBackend", "LiteralBackend"]
 
 BACKENDS: dict[str, Callable[..., Any]] = {
     "eager": EagerBackend,
     "aten": AtenBackend,
     "inductor": partial(AtenBackend, compile_graph=with_inductor),
+    "triton": partial(AtenBackend, compile_graph=with_kernels),
     "auto": AutoBackend,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -16,6 +16,7 @@ from torch import fx
 
 from pccompile.backends.cudagraph import Recorder, Replayed, copies, recorder_of
 from pccompile.backends.eager import EagerBackend
+from pccompile.backends.report import Row, rows_of
 from pccompile.backends.run import Run, State, energy, value_optimizer
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import ProgramError, UsageError
@@ -26,17 +27,35 @@ from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
 from pccompile.updates import negative
 
-__all__ = ["AtenBackend", "Compile", "Executable", "as_it_is"]
+__all__ = ["AtenBackend", "Compile", "Executable", "as_it_is", "python_of"]
 
 logger = logging.getLogger("pccompile")
 
 
 @dataclass(frozen=True)
 class Executable:
-    """A flat graph made ready: a function from the list of inputs, which it empties, to the outputs; and its source."""
+    """A flat graph made ready.
+
+    Attributes:
+        call: from the list of inputs, which it empties, to the outputs.
+        code: its source.
+        runs: what runs its operators, "aten" or "inductor".
+        choices: the vertices for which there was a choice, and what was chosen; the operators of these rows are told
+            apart in the graph by "chosen" in their meta.
+        graph: the graph with those choices made; None where there were none.
+    """
 
     call: Callable[[list[Any]], Any]
     code: str
+    runs: str = "aten"
+    choices: tuple[Row, ...] = ()
+    graph: fx.Graph | None = None
+
+    def rows(self, piece: FlatPiece) -> list[Row]:
+        """What runs each vertex."""
+        if self.graph is None:
+            return rows_of(piece.module.graph, self.runs, f"{self.runs} operators")
+        return [*self.choices, *rows_of(self.graph, self.runs, "no kernel takes them")]
 
 
 Compile = Callable[[FlatPiece], Executable]
@@ -51,7 +70,17 @@ def as_it_is(piece: FlatPiece) -> Executable:
     direct(graph, [node for node in graph.find_nodes(op="placeholder") if node.target in carried])
     graph.lint()
     module = fx.GraphModule({}, graph, piece.name)
-    return Executable(module.forward, module.code.strip().replace("def forward(", f"def {piece.name}(", 1))
+    return Executable(module.forward, python_of(module, piece.name))
+
+
+def python_of(module: fx.GraphModule, name: str) -> str:
+    """A flat graph as a Python function of that name; kernels go by their own."""
+    code: str = module.code.strip().replace("def forward(", f"def {name}(", 1)
+    calls = (node for node in module.graph.nodes if node.op == "call_function" and "kernel" in node.meta)
+    for function in {node.target for node in calls}:
+        prefix = str(getattr(function, "__module__", "")).replace(".", "_")
+        code = code.replace(f"{prefix}_{function.__name__}", function.__name__)
+    return code
 
 
 @dataclass
@@ -264,6 +293,15 @@ class AtenBackend:
         if self.latest is None:
             return self.lowered.code
         return "\n\n".join(stage.executable.code for stage in self.latest.stages) + "\n"
+
+    def report(self) -> list[Row]:
+        """What runs each vertex, for the inputs seen last; empty where the eager back end does."""
+        if self.latest is None:
+            return []
+        sweep = list(self.latest.sweeps.values())[-1]
+        phased = [("prediction", self.latest.prediction)]
+        phased += [("every step" if stage.piece.loop else "error sweep", stage) for stage in sweep.stages]
+        return [replace(row, phase=phase) for phase, stage in phased for row in stage.executable.rows(stage.piece)]
 
     def kind_of(self, run: Run) -> Hashable:
         """What a plan depends on: runs of one kind share it."""

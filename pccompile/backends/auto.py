@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pccompile import cache
-from pccompile.backends.aten import AtenBackend
+from pccompile.backends.aten import AtenBackend, Compile
 from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
+from pccompile.backends.triton import is_installed, with_kernels
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Kind, Program
@@ -27,7 +29,7 @@ _WARM_UPS, _REPETITIONS = 3, 9
 
 
 class AutoBackend:
-    """Executes a program by the fastest of the ATen and the Inductor back end; both compute the same.
+    """Executes a program by the fastest of the ATen, Inductor and, on a GPU, Triton back ends; all compute the same.
 
     The choice is made at the first call with inputs of a kind, by timing steps on those inputs, and kept in
     `pccompile.cache`: by the flat graphs, versions, devices and number of threads.
@@ -40,9 +42,8 @@ class AutoBackend:
     """
 
     def __init__(self, program: Program, functions: Mapping[str, LocalFunction]) -> None:
-        self.program = program
-        aten = AtenBackend(program, functions)
-        self.backends = {"aten": aten, "inductor": AtenBackend(program, functions, with_inductor, aten.fragments)}
+        self.program, self.functions = program, functions
+        self.backends: dict[str, AtenBackend] = {"aten": AtenBackend(program, functions)}
         self.latest = "aten"
         self.chosen: dict[Hashable, str] = {}
         self.seconds: dict[Hashable, dict[str, float]] = {}
@@ -51,6 +52,10 @@ class AutoBackend:
     def code(self) -> str:
         """What the chosen back end runs for the inputs seen last."""
         return f"# backend {self.latest!r}\n{self.backends[self.latest].code}"
+
+    def report(self) -> list[Row]:
+        """What runs each vertex in the chosen back end; see `AtenBackend.report`."""
+        return self.backends[self.latest].report()
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
@@ -72,14 +77,15 @@ class AutoBackend:
 
     def _choose(self, kind: Hashable, run: Run, clamped: Mapping[str, Value]) -> str:
         pieces = self.backends["aten"].pieces(run, clamped)
-        devices = {v[0].device.type for v in clamped.values() if isinstance(v[0], torch.Tensor)}
-        if pieces is None or not all(map(is_available, devices)):
+        contestants = self._contestants(clamped)
+        if pieces is None or len(contestants) == 1:
             return "aten"
-        key = cache.digest("back end", run.rule, *(signature(piece.module.graph) for piece in pieces))
+        key = cache.digest("back end", run.rule, *contestants, *(signature(piece.module.graph) for piece in pieces))
         seconds = cache.load(key)
-        if not isinstance(seconds, dict) or set(seconds) != set(self.backends):
+        if not isinstance(seconds, dict) or not {"aten"} <= set(seconds) <= set(contestants):
             try:
-                seconds = {name: statistics.median(found) for name, found in self._measured(run, clamped).items()}
+                measured = self._measured(run, clamped, contestants)
+                seconds = {name: statistics.median(found) for name, found in measured.items()}
             except NonFiniteError:  # the step that follows says so, with the user's own loss
                 return "aten"
             cache.store(key, seconds)
@@ -93,7 +99,21 @@ class AutoBackend:
         )
         return name
 
-    def _measured(self, run: Run, clamped: Mapping[str, Value]) -> dict[str, list[float]]:
+    def _contestants(self, clamped: Mapping[str, Value]) -> list[str]:
+        """The back ends that have what they need: a compiler for Inductor; a GPU and Triton for the kernels."""
+        devices = {v[0].device.type for v in clamped.values() if isinstance(v[0], torch.Tensor)}
+        compilers: dict[str, Compile] = {}
+        if all(map(is_available, devices)):
+            compilers["inductor"] = with_inductor
+        if "cuda" in devices and is_installed():
+            compilers["triton"] = with_kernels
+        aten = self.backends["aten"]
+        for name, compile_graph in compilers.items():
+            if name not in self.backends:
+                self.backends[name] = AtenBackend(self.program, self.functions, compile_graph, aten.fragments)
+        return ["aten", *compilers]
+
+    def _measured(self, run: Run, clamped: Mapping[str, Value], contestants: Sequence[str]) -> dict[str, list[float]]:
         def step(backend: AtenBackend) -> Callable[[], Any]:
             parameters = {name: clamped[name][0].detach().clone() for name in self._descended()}
 
@@ -106,7 +126,8 @@ class AutoBackend:
 
         devices = {v[0].device for v in clamped.values() if isinstance(v[0], torch.Tensor) and v[0].is_cuda}
         with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
-            return measure({name: step(backend) for name, backend in self.backends.items()}, bool(devices))
+            calls = {name: step(self.backends[name]) for name in contestants}
+            return measure({name: call for name, call in calls.items() if _runs(name, call)}, bool(devices))
 
     def _descended(self) -> list[str]:
         return [v.name for v in self.program.vertices if v.kind is Kind.PARAMETER and v.requires_grad]
@@ -122,6 +143,20 @@ class AutoBackend:
             )
             for vertex in loss or [v for v in vertices if v.kind is Kind.OUTPUT]
         }
+
+
+def _runs(name: str, call: Callable[[], Any]) -> bool:
+    """Whether a back end can take a step; that of the kernels has compilers of its own, which may fail."""
+    if name != "triton":
+        return True
+    try:
+        call()
+    except (NonFiniteError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever goes wrong inside Triton, the other back ends can run
+        logger.warning("backend 'triton' cannot run this program: %s: %s", type(error).__name__, error)
+        return False
+    return True
 
 
 def measure(calls: Mapping[str, Callable[[], Any]], on_cuda: bool) -> dict[str, list[float]]:

@@ -15,10 +15,12 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pccompile.backends.aten import Executable, as_it_is
+from pccompile.backends.aten import Executable, as_it_is, python_of
+from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import fake_of, fakes
 from pccompile.lowering.regions import Region, regions
+from pccompile.lowering.symbols import Boxed
 
 __all__ = ["is_available", "with_inductor"]
 
@@ -50,16 +52,24 @@ def with_inductor(piece: FlatPiece) -> Executable:
     graph = _numbers_as_tensors(copy.deepcopy(piece.module.graph))
     parts = regions(graph)
     try:
-        calls = [_compile(part) for part in parts]
+        calls = [_as_it_is(part) if part.is_opaque else _with_tensors(part.graph, _compile(part)) for part in parts]
     except Exception as error:  # whatever goes wrong inside Inductor or its compilers, the graph can still run
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         problem = f"{type(error).__name__}: {reason}"
         logger.warning("Inductor cannot compile %s, which runs as it is: %s", piece.name, problem)
         return as_it_is(piece)
-    call = _with_tensors(graph, _chain(graph, parts, calls))
-    distinct = len({part.signature for part in parts})
-    code = piece.module.code.strip().replace("def forward(", f"def {piece.name}(", 1)
-    return Executable(call, f"# compiled by Inductor in {len(parts)} parts, {distinct} distinct\n{code}")
+    compiled = [part.signature for part in parts if not part.is_opaque]
+    code = python_of(piece.module, piece.name)
+    count = f"{len(compiled)} parts, {len(set(compiled))} distinct"
+    return Executable(_chain(graph, parts, calls), f"# compiled by Inductor in {count}\n{code}", "inductor")
+
+
+def _as_it_is(region: Region) -> Compiled:
+    graph = copy.deepcopy(region.graph)
+    graph.set_codegen(Boxed())
+    direct(graph)
+    call: Compiled = fx.GraphModule({}, graph).forward
+    return call
 
 
 def _compile(region: Region) -> Compiled:

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.call import Call
 from pccompile.capture.captured import Captured, Effect, Fact, Leaf
 from pccompile.capture.decompose import has_modules_to_open, moves_only
 from pccompile.capture.exported import capture_exported
@@ -47,19 +48,11 @@ __all__ = [
 ]
 
 
-def capture(
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-    method: str,
-    dynamic: bool = True,
-    opens: bool = False,
-) -> Captured:
+def capture(call: Call, method: str, dynamic: bool = True, opens: bool = False) -> Captured:
     """Capture the model's forward, and the loss after it if there is one, on example inputs.
 
     Args:
+        call: the model, the loss and the example inputs.
         method: "auto" (a GraphModule as it is, everything else exported, or traced symbolically where torch.export
             cannot follow an operator), "export" or "symbolic".
         dynamic: leave the sizes of the inputs open where that is possible.
@@ -68,37 +61,29 @@ def capture(
     Raises:
         CaptureError, ShapeError: see the methods.
     """
-    refuse_backward_hooks(model)
-    _refuse_unknown("an argument", pytree.tree_leaves((args, kwargs, targets)), model)
-    symbolic = partial(capture_symbolic, model, loss_fn)
-    exported = partial(capture_exported, model, loss_fn, dynamic=dynamic, opens=opens)
-    if is_symbolic(model, method):
-        return _captured(symbolic, model, loss_fn, args, kwargs, targets)
+    refuse_backward_hooks(call.model)
+    _refuse_unknown("an argument", call.flat, call.model)
+    exported = partial(capture_exported, dynamic=dynamic, opens=opens)
+    if is_symbolic(call.model, method):
+        return _captured(capture_symbolic, call)
     try:
-        return _captured(exported, model, loss_fn, args, kwargs, targets)
+        return _captured(exported, call)
     except (CaptureError, ShapeError) as error:
         own_refusal = error.__cause__ is None or isinstance(error.__cause__, PCCompileError)
-        if method == "export" or own_refusal or (opens and has_modules_to_open(model)):
+        if method == "export" or own_refusal or (opens and has_modules_to_open(call.model)):
             raise
         # a symbolic graph calls operators as they are, so values that torch.export would have to know stay unknown
         with suppress(PCCompileError):
-            return _captured(symbolic, model, loss_fn, args, kwargs, targets)
+            return _captured(capture_symbolic, call)
         raise
 
 
-def _captured(
-    trace: Callable[..., Captured],
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-) -> Captured:
+def _captured(trace: Callable[[Call], Captured], call: Call) -> Captured:
     """What `trace` captures, observed on the example inputs."""
-    captured = _watched(trace, model, loss_fn, args, kwargs, targets)
+    model = call.model
+    captured = _watched(trace, call)
     _use_first_names(captured, model)
-    flat = pytree.tree_leaves((args, kwargs, targets))
-    values = {name: leaf_value(leaf, model, loss_fn, flat) for name, leaf in captured.leaves.items()}
+    values = {name: leaf_value(leaf, model, call.loss_fn, call.flat) for name, leaf in captured.leaves.items()}
     _refuse_written_parameters(captured, values)
     seen = observe(captured, values)
     if open_tuples(captured, seen):
@@ -110,21 +95,14 @@ def _captured(
             c if name is None else seen[name] for name, c in zip(captured.outputs, captured.constants, strict=True)
         ]
         captured.example_outputs = captured.rebuild(outputs)[1]
-    captured.input_names = input_names(model, args, kwargs, targets)
+    captured.input_names = input_names(call)
     return captured
 
 
-def _watched(
-    trace: Callable[..., Captured],
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-) -> Captured:
+def _watched(trace: Callable[[Call], Captured], call: Call) -> Captured:
     """What `trace` captures while nothing that it would lose happens unseen."""
 
-    def traced(args: Any = args, kwargs: Any = kwargs, targets: Any = targets) -> Captured:
+    def traced(call: Call = call) -> Captured:
         with (
             refuse_custom_functions(),
             refuse_packed_sequences(),
@@ -132,25 +110,22 @@ def _watched(
             random_states_kept(),
             torch.enable_grad(),
         ):
-            return trace(args, kwargs, targets)
+            return trace(call)
 
-    def run() -> Any:
-        outputs = model(*args, **kwargs)
-        return outputs if loss_fn is None else loss_fn(outputs, *targets)
-
-    inputs = args, kwargs, targets
-    shared = any(found != (i, i) for i, found in enumerate(sharing_key(pytree.tree_leaves(inputs))))
+    model, loss_fn = call.model, call.loss_fn
+    shared = any(found != (i, i) for i, found in enumerate(sharing_key(call.flat)))
     try:
         captured = traced()
     except PythonStateError as error:
-        if not settles(model, loss_fn, run):
-            raise with_line(error, model, loss_fn, run) from None
+        if not settles(model, loss_fn, call.run):
+            raise with_line(error, model, loss_fn, call.run) from None
         captured = traced()
     except PCCompileError:
         refusal = None
         if shared:  # if that is what kept it from being captured, say so
             with suppress(PCCompileError):
-                refusal = _written_input(traced(*pytree.tree_map_only(torch.Tensor, torch.clone, inputs)))
+                apart = call.given([v.clone() if isinstance(v, torch.Tensor) else v for v in call.flat])
+                refusal = _written_input(traced(apart))
         if refusal is None:
             raise
         raise refusal from None
@@ -247,9 +222,9 @@ def _use_first_names(captured: Captured, model: nn.Module) -> None:
     captured.effects = [replace(effect, leaf=renamed(effect.leaf)) for effect in captured.effects]
 
 
-def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]) -> list[str]:
-    """A readable name for each of the flattened (args, kwargs, targets): the parameter's name in the forward."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
+def input_names(call: Call) -> list[str]:
+    """A readable name for each of a call's leaves: the parameter's name in the forward."""
+    parameters, (args, kwargs, targets) = inspect.signature(call.model.forward).parameters.values(), call.inputs
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names += [f"input_{position}" for position in range(len(names), len(args))]
     labelled = [*zip(names, args, strict=False), *kwargs.items()]

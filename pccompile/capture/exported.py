@@ -16,6 +16,7 @@ from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from pccompile.call import Call
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.decompose import Opened, decompose
 from pccompile.capture.restore import restore_eager_operators
@@ -85,15 +86,7 @@ def _assigned_buffers_written(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = old
 
 
-def capture_exported(
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-    dynamic: bool,
-    opens: bool = False,
-) -> Captured:
+def capture_exported(call: Call, dynamic: bool, opens: bool = False) -> Captured:
     """Capture the model (and the loss after it) with `torch.export`, functionalised and decomposed.
 
     Runs inside the caller's autocast context, so that its casts become nodes.
@@ -106,11 +99,12 @@ def capture_exported(
         ShapeError: shapes do not fit inside the forward.
         CaptureError: anything else that keeps torch.export from capturing the model.
     """
+    model, loss_fn = call.model, call.loss_fn
     module = WithLoss(model, loss_fn)
     with _errors_with_place(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _refuse_compressed(pytree.tree_leaves((args, kwargs, targets, dict(model.named_parameters()))))
-        exported, fixed = _export(module, (args, kwargs, targets), dynamic)
+        _refuse_compressed([*call.flat, *model.parameters()])
+        exported, fixed = _export(module, call.inputs, dynamic)
     return _read(exported, module.structure, fixed, opens, has_loss=loss_fn is not None)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from pccompile.call import Call
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.hooks import refuse_hooks_of_root
 from pccompile.capture.shapes import ShapeDomain
@@ -57,20 +58,15 @@ class OutOfPlace:
         return result if isinstance(result, torch.Tensor) else copy
 
 
-def capture_symbolic(
-    model: nn.Module,
-    loss_fn: Callable[..., torch.Tensor] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    targets: tuple[Any, ...],
-) -> Captured:
+def capture_symbolic(call: Call) -> Captured:
     """Capture by `torch.fx.symbolic_trace`; a `torch.fx.GraphModule` is taken as it is.
 
     Raises:
         DataDependentError: the forward branches on a tensor's values.
         CaptureError: symbolic tracing failed, or an argument is a container of tensors.
     """
-    bound = _bind(model, args, kwargs)
+    model, loss_fn = call.model, call.loss_fn
+    bound = _bind(model, call.args, call.kwargs)
     refuse_hooks_of_root(model)
     traced = model if isinstance(model, fx.GraphModule) else _trace(model, bound)
     _refuse_methods(traced.graph)
@@ -79,8 +75,8 @@ def capture_symbolic(
     graph.output(outputs)
     for old, new in zip(traced.graph.nodes, graph.nodes, strict=True):
         new.meta = dict(old.meta)
-    positions = _positions(bound, args, kwargs)
-    loss_nodes = _append_loss(graph, loss_fn, targets) if loss_fn is not None else frozenset()
+    positions = _positions(bound, call.args, call.kwargs)
+    loss_nodes = _append_loss(graph, loss_fn, call.targets) if loss_fn is not None else frozenset()
     leaves = _input_leaves(graph, bound, positions)
     effects = _make_state_explicit(graph, traced, leaves)
     _make_writes_explicit(graph, leaves, effects)

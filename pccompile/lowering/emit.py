@@ -92,6 +92,7 @@ class Emitter:
         self.has_loss = any(vertex.kind is Kind.LOSS and vertex.nodes for vertex in program.vertices)
         self.descends = any(action is Action.DESCEND for action, _ in program.updates)
         self.allowed: set[Quantity] = set()
+        self.vertex = ""  # whose update is being written
         self.compares = False
 
     def emit_step(self, updates: list[Update], first_predictions: bool = False) -> None:
@@ -105,7 +106,7 @@ class Emitter:
         self.sign = -1.0 if infers and not self.negated else 1.0
         for update in updates:
             self.allowed = set(reads(self.program, update))
-            name = update.vertex
+            self.vertex = name = update.vertex
             if update.action is Action.PREDICT:
                 self._predict(name, first_predictions)
             elif update.action is Action.COMPARE:
@@ -167,7 +168,9 @@ class Emitter:
         return self.names[vertex] + ("" if kind == "prediction" else f"_{kind}")
 
     def _call(self, function: Callable[..., object], *arguments: object) -> fx.Node:
-        return self.graph.call_function(function, arguments)  # type: ignore[arg-type]
+        node = self.graph.call_function(function, arguments)  # type: ignore[arg-type]
+        node.meta["vertex"] = self.vertex
+        return node
 
     # Updates ----------------------------------------------------------------------------------------------------------
 
@@ -218,6 +221,7 @@ class Emitter:
             if child.name in waiting:
                 part, gain, sign = waiting.pop(child.name)
                 before = self.now.get(("gradient", parameter))
+                self.vertex = child.name
                 self._set("gradient", parameter, self._call(learn, before, self._factor(gain, sign), part))
                 self.summed.add((parameter, child.name))
             elif not all_are_here and self._will_learn(parameter, child.name):

@@ -63,11 +63,16 @@ class Fragment:
     @cached_property
     def predicted(self) -> list[fx.Node]:
         """The nodes that depend on no error, in order."""
-        behind: set[fx.Node] = {node for node in self.errors if node is not None}
+        return [node for node in self.graph.nodes if node.op == "call_function" and node not in self.behind]
+
+    @cached_property
+    def behind(self) -> set[fx.Node]:
+        """The errors, and the nodes that depend on one."""
+        found: set[fx.Node] = {node for node in self.errors if node is not None}
         for node in self.graph.nodes:
-            if node.op == "call_function" and behind.intersection(node.all_input_nodes):
-                behind.add(node)
-        return [node for node in self.graph.nodes if node.op == "call_function" and node not in behind]
+            if node.op == "call_function" and found.intersection(node.all_input_nodes):
+                found.add(node)
+        return found
 
     @cached_property
     def writes(self) -> bool:
@@ -229,6 +234,7 @@ def _read(
     for node in list(graph.nodes):
         if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             node.replace_all_uses_with(node.args[0])
+    _read_outputs(graph)
     graph.eliminate_dead_code()
     _refuse_writes(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -245,6 +251,20 @@ def _read(
         tuple(flat[:width]),
         {leaf: node for leaf, node in contributions if isinstance(node, fx.Node)},
     )
+
+
+def _read_outputs(graph: fx.Graph) -> None:
+    """leaky_relu's derivative is read from its output, which has z's sign and is kept anyway."""
+    outputs = {
+        node.args[0]: node
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.leaky_relu.default)
+        if len(node.args) < 2 or node.args[1] >= 0
+    }
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.leaky_relu_backward.default):
+        error, z, slope, _ = node.args
+        output = outputs.get(z)
+        if output is not None and (*output.args[1:], 0.01)[0] == slope:
+            node.args = (error, output, slope, True)
 
 
 def _refuse_writes(graph: fx.Graph) -> None:

@@ -39,6 +39,8 @@ def hoist(space: Space, before: Writer, loop: Writer, changing: Collection[str])
             key = space.unique(node.name)
             before.exports[key] = copy
             inside = loop.placeholder(key, node.meta.get("val"))
+            if node.target is _aten.t.default and node.args[0] in inputs:
+                inside.meta["transpose_of"] = inputs[node.args[0]]
             node.replace_all_uses_with(inside)
             loop.exports.update({key: inside for key, found in loop.exports.items() if found is node})
     for node in reversed(moved):

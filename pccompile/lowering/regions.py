@@ -6,13 +6,15 @@ import operator
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["Region", "regions", "signature", "tandem_repeat"]
+from pccompile.lowering.fragments import may_be_alias
+
+__all__ = ["Region", "region", "regions", "signature", "tandem_repeat"]
 
 _FEWEST_NODES = 64  # a graph of fewer nodes is not worth cutting
 _FEWEST_IN_BLOCK = 24  # a call costs as much as a few operators
@@ -35,23 +37,41 @@ class Region:
     outputs: tuple[fx.Node, ...]
     signature: str
 
+    @property
+    def is_opaque(self) -> bool:
+        """Whether there is nothing in it to compile: calls of kernels, or views."""
+        nodes = [node for node in self.graph.nodes if node.op == "call_function"]
+        return all("kernel" in node.meta or may_be_alias(node) for node in nodes)
+
 
 def regions(graph: fx.Graph) -> list[Region]:
-    """The graph in one piece, or cut into repeated blocks and what lies between them."""
+    """The graph in one piece, or cut into repeated blocks and what lies between them; before that at calls of kernels.
+
+    Calls of kernels (nodes with "kernel" in their meta) that follow one another are a part.
+    """
     nodes = [node for node in graph.nodes if node.op == "call_function"]
+    parts: list[Region] = []
+    for kernels, together in groupby(nodes, key=lambda node: "kernel" in node.meta):
+        run = list(together)
+        parts += [region(run)] if kernels else _cut(run)
+    return parts
+
+
+def _cut(nodes: list[fx.Node]) -> list[Region]:
+    """Consecutive nodes, whole, or cut into repeated blocks and what lies between them."""
     if len(nodes) < _FEWEST_NODES:
-        return [_region(graph, nodes)]
+        return [region(nodes)]
     found = tandem_repeat([_kind_of_node(node) for node in nodes])
     if found is None:
-        return [_region(graph, nodes)]
+        return [region(nodes)]
     start, period, count = found
     times = -(-_FEWEST_IN_BLOCK // period)
     period, count = period * times, count // times
     if count < _FEWEST_BLOCKS or period * count < len(nodes) // 3:
-        return [_region(graph, nodes)]
+        return [region(nodes)]
     start, count = _best_phase(nodes, start, period, count)
     cuts = [0, *(start + block * period for block in range(count + 1)), len(nodes)]
-    return [_region(graph, nodes[a:b]) for a, b in pairwise(cuts) if a < b]
+    return [region(nodes[a:b]) for a, b in pairwise(cuts) if a < b]
 
 
 def tandem_repeat(kinds: Sequence[Hashable]) -> tuple[int, int, int] | None:
@@ -111,7 +131,8 @@ def _best_phase(nodes: list[fx.Node], start: int, period: int, count: int) -> tu
     return start + phase, count if phase == 0 else count - 1
 
 
-def _region(graph: fx.Graph, nodes: list[fx.Node]) -> Region:
+def region(nodes: list[fx.Node]) -> Region:
+    """Some nodes of a graph, in order, as one part."""
     inside = set(nodes)
     inputs: dict[fx.Node, None] = {}
     for node in nodes:

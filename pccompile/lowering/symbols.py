@@ -5,14 +5,27 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from pccompile.lowering.fragments import Unsupported, fakes
 
-__all__ = ["Boxed", "Space", "Symbol", "Writer"]
+__all__ = ["Boxed", "Origin", "Space", "Symbol", "Writer"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a node of a flat graph was written for.
+
+    Attributes:
+        vertex: the vertex that it belongs to, "" where it belongs to none.
+        part: the vertex's prediction, a product with its transposed Jacobian, or a sum in an update.
+    """
+
+    vertex: str = ""
+    part: Literal["prediction", "error", "update"] = "update"
 
 
 class Boxed(fx.graph.CodeGen):
@@ -117,6 +130,7 @@ class Space:
 
     def __init__(self) -> None:
         self.writer = Writer("none")
+        self.origin = Origin()
         self.names: set[str] = {"self", "inputs"}
 
     def begin(self, name: str) -> Writer:
@@ -156,7 +170,7 @@ class Space:
         node = self.writer.graph.call_function(target, _map(args, self.writer.use), _map(kwargs, self.writer.use))
         name = self.unique(wish or str(getattr(target, "__name__", "value")).partition(".")[0])
         node._rename(name)
-        node.meta["val"] = fake
+        node.meta["val"], node.meta["origin"] = fake, self.origin
         return Symbol(self, self.writer, name, node, fake, args[0] if target is _TRANSPOSE else None)
 
 

@@ -140,11 +140,12 @@ def test_derivatives_of_several_inputs_are_asked_for_those_that_somebody_reads()
 
 
 def test_residuals_are_outputs_where_the_derivative_can_be_had_from_them():
-    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    activations = (nn.Tanh(), nn.ReLU(), nn.LeakyReLU(0.2))
+    model = nn.Sequential(*(layer for a in activations for layer in (nn.Linear(8, 8), a)), nn.Linear(8, 3))
     (stage,) = stages_of(trained(model))
     kept = set(stage.piece.inputs)
-    assert {"_1", "_3"} <= kept  # what tanh and relu gave
-    assert not {"_0", "_2"} & kept  # not what they were given
+    assert {"_1", "_3", "_5"} <= kept  # what the activations gave
+    assert not {"_0", "_2", "_4"} & kept  # not what they were given
 
 
 def test_an_output_that_the_loss_does_not_read_leaves_no_gradient():

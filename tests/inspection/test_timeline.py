@@ -10,6 +10,7 @@ from models import loss_fn, make
 import pccompile
 from pccompile.backends.literal import TorchSemantics
 from pccompile.backends.run import Run
+from pccompile.call import Call
 from pccompile.capture import capture, leaf_value
 from pccompile.compiled import compile_captured
 from pccompile.derivatives import local_functions
@@ -58,7 +59,7 @@ def observed_errors(program, captured, model, flat, rule) -> list[set[str]]:
 @pytest.mark.parametrize(("name", "rule"), MODELS.items())
 def test_errors_are_there_exactly_when_the_evaluator_finds_them(name, rule):
     model, inputs, target = make(name, torch.float64)
-    captured = capture(model, loss_fn, (inputs,), {}, (target,), "auto")
+    captured = capture(Call(model, loss_fn, (inputs,), {}, (target,)), "auto")
     wanted = tuple(node for node, leaf in captured.leaves.items() if leaf.kind is Kind.PARAMETER)
     final = compile_captured(captured, rule, "auto", wanted, optimize=True).program
     for stage in (s for s in final.stages.values() if s.name != "literal" or rule.name != "ZIL"):

@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 TENSOR_CORE = {
@@ -77,34 +79,147 @@ def measure(variants: list[Variant]) -> dict[Variant, Measurement]:
     return dict(zip(variants, measurements, strict=True))
 
 
-def _constants(variant: Variant) -> tuple[object, dict[str, object], object]:
-    """The kernel, the constants that the variant's launch would pass, and its configuration."""
-    from pccompile.kernels.activations import activation_named
-    from pccompile.kernels.linear_error import configurations as error_configurations
-    from pccompile.kernels.linear_error.kernel import linear_error_kernel
-    from pccompile.kernels.linear_predict import configurations as predict_configurations
-    from pccompile.kernels.linear_predict.kernel import linear_predict_kernel
+@dataclass(frozen=True)
+class Launch:
+    """What a launch hands to the compiler.
 
-    constants: dict[str, object] = {
+    Attributes:
+        kernel: the kernel.
+        constants: its constants.
+        options: warps, stages, and whatever else a launch is given.
+        types: of the arguments that have neither the variant's dtype nor, as integers, 32 bits.
+    """
+
+    kernel: Any
+    constants: dict[str, object]
+    options: dict[str, object]
+    types: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("gain", "negative_slope"), "fp32"))
+
+
+def _shared_constants(variant: Variant) -> dict[str, object]:
+    return {
         "ACTIVATION": variant.activation,
         "INPUT_PRECISION": "ieee" if variant.precision == "half" else variant.precision,
         "WIDE": variant.wide,
         "UPCAST": False,
     }
-    if variant.operation == "linear_predict":
-        chosen = predict_configurations.CONFIGURATIONS[variant.architecture][variant.precision][variant.size]
-        keep = activation_named(variant.activation).residual == "preactivation"
-        constants |= {"HAS_BIAS": True, "KEEP_PREACTIVATION": keep}
-        blocks = ("block_batch", "block_out", "block_in", "group")
-        kernel = linear_predict_kernel
-    else:
-        chosen = error_configurations.CONFIGURATIONS[variant.architecture][variant.precision][variant.size]
-        constants |= {f"ACCUMULATE_{what}": variant.accumulate for what in ("PARENT", "WEIGHT", "BIAS")}
-        constants |= {"PARENT_ERROR": True, "WEIGHT_GRADIENT": True, "BIAS_GRADIENT": True}
-        blocks = ("parent_batch", "parent_in", "parent_out", "gradient_out", "gradient_in", "gradient_batch", "group")
-        kernel = linear_error_kernel
+
+
+def _options(variant: Variant, chosen: Any) -> dict[str, object]:
+    return {"num_warps": variant.warps or chosen.warps, "num_stages": chosen.stages}
+
+
+def _linear_predict(variant: Variant) -> Launch:
+    from pccompile.kernels.activations import activation_named
+    from pccompile.kernels.linear_predict.configurations import CONFIGURATIONS
+    from pccompile.kernels.linear_predict.kernel import linear_predict_kernel
+
+    chosen = CONFIGURATIONS[variant.architecture][variant.precision][variant.size]
+    keep = activation_named(variant.activation).residual == "preactivation"
+    constants = _shared_constants(variant) | {"HAS_BIAS": True, "KEEP_PREACTIVATION": keep}
+    blocks = ("block_batch", "block_out", "block_in", "group")
     constants |= {name.upper(): getattr(chosen, name) for name in blocks}
-    return kernel, constants, chosen
+    return Launch(linear_predict_kernel, constants, _options(variant, chosen))
+
+
+def _linear_error(variant: Variant) -> Launch:
+    from pccompile.kernels.linear_error.configurations import CONFIGURATIONS
+    from pccompile.kernels.linear_error.kernel import linear_error_kernel
+
+    chosen = CONFIGURATIONS[variant.architecture][variant.precision][variant.size]
+    constants = _shared_constants(variant)
+    constants |= {f"ACCUMULATE_{what}": variant.accumulate for what in ("PARENT", "WEIGHT", "BIAS")}
+    constants |= {"PARENT_ERROR": True, "WEIGHT_GRADIENT": True, "BIAS_GRADIENT": True}
+    blocks = ("parent_batch", "parent_in", "parent_out", "gradient_out", "gradient_in", "gradient_batch", "group")
+    constants |= {name.upper(): getattr(chosen, name) for name in blocks}
+    return Launch(linear_error_kernel, constants, _options(variant, chosen))
+
+
+def _linear_step(variant: Variant) -> Launch:
+    """Sizes are "narrow", with as many inputs as that may have, and "wide"."""
+    from pccompile.kernels.activations import ACTIVATIONS
+    from pccompile.kernels.linear_step.configurations import CONFIGURATIONS
+    from pccompile.kernels.linear_step.kernel import linear_step_kernel
+
+    chosen = CONFIGURATIONS[variant.architecture][variant.precision]
+    narrow = variant.size == "narrow"
+    constants = _shared_constants(variant) | {
+        "FROM_OUTPUT": ACTIVATIONS[variant.activation].residual == "output",
+        "HAS_BIAS": True,
+        "KEEP_PREDICTION": True,
+        "ACCUMULATE": variant.accumulate,
+        "NARROW": narrow,
+        "BLOCK_BATCH": chosen.block_batch,
+        "BLOCK_OUT": chosen.narrow_out if narrow else chosen.block_out,
+        "BLOCK_IN": chosen.narrow if narrow else chosen.block_in,
+        "BLOCK_SUM": chosen.block_sum,
+    }
+    return Launch(linear_step_kernel, constants, _options(variant, chosen))
+
+
+_SWEEP_TYPES = (
+    dict.fromkeys(("values_ptr", "errors_ptr", "drives_ptr", "moments_ptr", "energies_ptr", "upstream_ptr"), "*fp32")
+    | dict.fromkeys(("step_size", "momentum", "loss_factor", "negative_slope", "factor"), "fp32")
+    | {"table_ptr": "*i64", "counter_ptr": "*i32"}
+)
+
+
+def _strict_sweep(variant: Variant) -> Launch:
+    """Sizes are "tall", in tiles of the batch, and "flat", cooperatively; "accumulate" stands for every option on."""
+    from pccompile.kernels.activations import ACTIVATIONS
+    from pccompile.kernels.strict_sweep.configurations import CONFIGURATIONS
+    from pccompile.kernels.strict_sweep.kernel import strict_sweep_kernel
+    from pccompile.kernels.strict_sweep.plan import Plan
+
+    chosen = CONFIGURATIONS[variant.architecture][variant.precision][variant.size]
+    activations = (variant.activation, "identity")
+    plan = Plan(
+        activations=activations,
+        slopes_from_output=tuple(ACTIVATIONS[name].residual == "output" for name in activations),
+        loss="cross_entropy" if variant.accumulate else "squared_error",
+        free_output=variant.accumulate,
+        momentum=variant.accumulate,
+        held=variant.accumulate,
+        record=variant.accumulate,
+        aligned=True,
+        input_precision="ieee" if variant.precision == "half" else variant.precision,
+        wide=variant.wide,
+        upcast=False,
+        block_batch=chosen.block_batch,
+        block_out=chosen.block_out,
+        block_sum=chosen.block_sum,
+    )
+    cooperative = variant.size == "flat"
+    types = _SWEEP_TYPES | ({"target_ptr": "*i64"} if variant.accumulate else {})
+    constants = {"PLAN": plan, "COOPERATIVE": cooperative}
+    return Launch(strict_sweep_kernel, constants, {**chosen.options, "launch_cooperative_grid": cooperative}, types)
+
+
+def _chain_gradients(variant: Variant) -> Launch:
+    from pccompile.kernels.strict_sweep.configurations import GRADIENTS
+    from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
+    from pccompile.kernels.strict_sweep.plan import GradientPlan
+
+    chosen = GRADIENTS[variant.architecture][variant.precision]
+    plan = GradientPlan(
+        upstream=variant.accumulate,
+        input_precision="ieee" if variant.precision == "half" else variant.precision,
+        wide=variant.wide,
+        upcast=False,
+        block_out=chosen.block_out,
+        block_in=chosen.block_in,
+        block_batch=chosen.block_batch,
+    )
+    return Launch(chain_gradients_kernel, {"PLAN": plan}, _options(variant, chosen), _SWEEP_TYPES)
+
+
+LAUNCHES: dict[str, Callable[[Variant], Launch]] = {
+    "linear_predict": _linear_predict,
+    "linear_error": _linear_error,
+    "linear_step": _linear_step,
+    "strict_sweep": _strict_sweep,
+    "chain_gradients": _chain_gradients,
+}
 
 
 def _compile(variant: Variant) -> Measurement:
@@ -112,31 +227,28 @@ def _compile(variant: Variant) -> Measurement:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, constants, chosen = _constants(variant)
+    launch = LAUNCHES[variant.operation](variant)
+    names, constants = launch.kernel.arg_names, dict(launch.constants)
     # Contiguous tensors: the stride of every tensor's last dimension is one, and a constant, as a launch makes it.
     unit = {"bias_stride", "bias_gradient_stride"} | {
-        name for name in kernel.arg_names if re.search(r"_stride$", name) and _is_last_dimension(name, kernel.arg_names)
+        name for name in names if re.search(r"_stride$", name) and _is_last_dimension(name, names)
     }
-    constants |= dict.fromkeys(unit & set(kernel.arg_names), 1)
+    constants |= dict.fromkeys(unit & set(names), 1)
     signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
+    for index, name in enumerate(names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = "*" + TYPES[variant.dtype]
+            continue
+        pointer = name.endswith("_ptr")
+        signature[name] = launch.types.get(name, "*" + TYPES[variant.dtype] if pointer else "i32")
+        if signature[name] != "fp32" and name not in ("layers", "steps", "ignore_index"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-        elif name in ("gain", "negative_slope"):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32"
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     if variant.architecture.startswith("sm_"):
         target = GPUTarget("cuda", int(variant.architecture[3:]), 32)
     else:
         target = GPUTarget("hip", variant.architecture, 64)
-    options = {"num_warps": variant.warps or chosen.warps, "num_stages": chosen.stages}
-    compiled = triton.compile(source, target=target, options=options)
+    compiled = triton.compile(source, target=target, options=launch.options)
     assembly = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
     registers, spilled = _cuda_usage(compiled.asm["cubin"]) if target.backend == "cuda" else _amd_usage(assembly)
     tensor_core = len(re.findall(TENSOR_CORE[variant.architecture], assembly))

@@ -1,7 +1,5 @@
 """Leaves numerics/ out where kernels cannot run: test_numerics_interpreted.py runs it under the interpreter there."""
 
-import os
+from interpreter import left_out
 
-import torch
-
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available() else ["numerics"]
+collect_ignore = left_out("numerics")

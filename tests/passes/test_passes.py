@@ -15,6 +15,7 @@ from models import NAMES, Skips, loss_fn, make, mlp
 import pccompile
 from pccompile.backends import LiteralBackend
 from pccompile.backends.run import Run
+from pccompile.call import Call
 from pccompile.capture import capture, leaf_value
 from pccompile.compiled import compile_captured
 from pccompile.derivatives import local_functions
@@ -46,7 +47,7 @@ def captured_of(name: str):
     """A model of tests/models.py with its loss, captured once: (captured, model, flat inputs, parameter nodes)."""
     model, inputs, target = make(name, torch.float64)
     args = inputs if isinstance(inputs, tuple) else (inputs,)
-    captured = capture(model, loss_fn, args, {}, (target,), "auto")
+    captured = capture(Call(model, loss_fn, args, {}, (target,)), "auto")
     wanted = tuple(node for node, leaf in captured.leaves.items() if leaf.kind is Kind.PARAMETER)
     return captured, model, [*args, target], wanted
 

@@ -1,0 +1,55 @@
+"""Tiles, warps and stages of the LSTM's recurrence, per architecture and arithmetic. Starting values, not yet measured.
+
+A program owns a tile of the batch for all time steps: the smallest that matrix units take gives the most programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pccompile.kernels.devices import Architecture
+
+__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one launch is cut up.
+
+    Attributes:
+        block_batch: samples that a program owns.
+        block_units: units whose four gates are computed at a time.
+        block_sum: units (the error: gates) summed per iteration.
+        warps: warps (wavefronts) per program.
+        stages: depth of the software pipelines.
+    """
+
+    block_batch: int
+    block_units: int
+    block_sum: int
+    warps: int
+    stages: int
+
+
+_NVIDIA = {
+    "half": Configuration(16, 32, 64, 4, 3),
+    "tf32": Configuration(16, 32, 32, 4, 3),
+    "ieee": Configuration(16, 32, 16, 4, 3),
+}
+
+CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
+    "sm_80": _NVIDIA,
+    "sm_90": _NVIDIA,
+    "sm_100": _NVIDIA,
+    "gfx942": {
+        "half": Configuration(16, 32, 64, 4, 2),
+        "tf32": Configuration(16, 32, 32, 4, 2),
+        "ieee": Configuration(16, 32, 32, 4, 2),
+    },
+    "interpreter": {precision: Configuration(16, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
+}
+
+
+def configuration_for(architecture: Architecture, precision: str) -> Configuration:
+    """The configuration of an architecture for an arithmetic: "half", "tf32" or "ieee"."""
+    return CONFIGURATIONS[architecture][precision]

@@ -1,0 +1,337 @@
+"""The Triton kernels of an LSTM layer's recurrence, and their launches."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pccompile.kernels.activations import activate
+from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
+from pccompile.kernels.lstm.configurations import Configuration, configuration_for
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+
+__all__ = [
+    "launch_lstm_recurrence",
+    "launch_lstm_recurrence_error",
+    "lstm_recurrence_error_kernel",
+    "lstm_recurrence_kernel",
+]
+
+# Pointers move by one time step at a time: offsets stay within a step, and 32 bits are enough for most.
+
+
+@triton.jit
+def lstm_recurrence_kernel(
+    drive_ptr,  # (steps, batch, 4 units)
+    weight_ptr,  # (4 units, units)
+    hidden_ptr,  # (steps + 1, batch, units), the first written already
+    cell_ptr,  # (steps + 1, batch, units), the first written already
+    gate_ptr,  # (steps, batch, 4 units)
+    steps,
+    batch,
+    units,
+    drive_step_stride,
+    drive_batch_stride,
+    drive_gate_stride,
+    weight_gate_stride,
+    weight_unit_stride,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """All time steps of a tile of the batch."""
+    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
+    inside = row < batch
+    for _ in range(0, steps):
+        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
+            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+            known = unit < units
+            within = inside[:, None] & known[None, :]
+            drive = drive_ptr + (row * drive_batch_stride)[:, None] + (unit * drive_gate_stride)[None, :]
+            apart = units * drive_gate_stride
+            z_in = tl.load(drive, mask=within, other=0.0).to(tl.float32)
+            z_forget = tl.load(drive + apart, mask=within, other=0.0).to(tl.float32)
+            z_candidate = tl.load(drive + 2 * apart, mask=within, other=0.0).to(tl.float32)
+            z_out = tl.load(drive + 3 * apart, mask=within, other=0.0).to(tl.float32)
+            gate_apart = units * weight_gate_stride
+            for sum_tile in range(0, (units + BLOCK_SUM - 1) // BLOCK_SUM):
+                source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
+                hidden = tl.load(
+                    hidden_ptr + (row * units)[:, None] + source[None, :],
+                    mask=inside[:, None] & (source < units)[None, :],
+                    other=0.0,
+                )
+                weight = weight_ptr + (source * weight_unit_stride)[:, None] + (unit * weight_gate_stride)[None, :]
+                there = (source < units)[:, None] & known[None, :]
+                w_in = tl.load(weight, mask=there, other=0.0)
+                w_forget = tl.load(weight + gate_apart, mask=there, other=0.0)
+                w_candidate = tl.load(weight + 2 * gate_apart, mask=there, other=0.0)
+                w_out = tl.load(weight + 3 * gate_apart, mask=there, other=0.0)
+                if UPCAST:
+                    hidden = hidden.to(tl.float32)
+                    w_in = w_in.to(tl.float32)
+                    w_forget = w_forget.to(tl.float32)
+                    w_candidate = w_candidate.to(tl.float32)
+                    w_out = w_out.to(tl.float32)
+                z_in = tl.dot(hidden, w_in, z_in, input_precision=INPUT_PRECISION)
+                z_forget = tl.dot(hidden, w_forget, z_forget, input_precision=INPUT_PRECISION)
+                z_candidate = tl.dot(hidden, w_candidate, z_candidate, input_precision=INPUT_PRECISION)
+                z_out = tl.dot(hidden, w_out, z_out, input_precision=INPUT_PRECISION)
+            gate_in = activate(z_in, 0.0, "sigmoid")
+            gate_forget = activate(z_forget, 0.0, "sigmoid")
+            candidate = activate(z_candidate, 0.0, "tanh")
+            gate_out = activate(z_out, 0.0, "sigmoid")
+            here = (row * units)[:, None] + unit[None, :]
+            cell = gate_forget * tl.load(cell_ptr + here, mask=within, other=0.0).to(tl.float32) + gate_in * candidate
+            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            dtype = gate_ptr.dtype.element_ty
+            tl.store(gates, gate_in.to(dtype), mask=within)
+            tl.store(gates + units, gate_forget.to(dtype), mask=within)
+            tl.store(gates + 2 * units, candidate.to(dtype), mask=within)
+            tl.store(gates + 3 * units, gate_out.to(dtype), mask=within)
+            tl.store(cell_ptr + batch * units + here, cell.to(dtype), mask=within)
+            tl.store(hidden_ptr + batch * units + here, (gate_out * activate(cell, 0.0, "tanh")).to(dtype), mask=within)
+        tl.debug_barrier()  # the next step reads what other threads have written
+        drive_ptr += drive_step_stride
+        hidden_ptr += batch * units
+        cell_ptr += batch * units
+        gate_ptr += 4 * batch * units
+
+
+@triton.jit
+def lstm_recurrence_error_kernel(
+    error_ptr,  # (batch, units), of the last step; the steps before lie before it
+    hidden_error_ptr,  # (batch, units)
+    cell_error_ptr,  # (batch, units)
+    weight_ptr,  # (4 units, units)
+    cell_ptr,  # (batch, units), after the last step
+    gate_ptr,  # (batch, 4 units), of the last step
+    drive_error_ptr,  # (batch, 4 units), of the last step
+    carried_hidden_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
+    carried_cell_ptr,  # (batch, units), float32: at the end, the error of the first cell
+    steps,
+    batch,
+    units,
+    error_step_stride,
+    error_batch_stride,
+    error_unit_stride,
+    hidden_error_batch_stride,
+    hidden_error_unit_stride,
+    cell_error_batch_stride,
+    cell_error_unit_stride,
+    weight_gate_stride,
+    weight_unit_stride,
+    HIDDEN_ERROR: tl.constexpr,
+    CELL_ERROR: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """All time steps of a tile of the batch, from the last to the first."""
+    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
+    inside = row < batch
+    unit_tiles = (units + BLOCK_UNITS - 1) // BLOCK_UNITS
+    for unit_tile in range(0, unit_tiles):
+        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+        within = inside[:, None] & (unit < units)[None, :]
+        here = (row * units)[:, None] + unit[None, :]
+        d_hidden = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
+        if HIDDEN_ERROR:
+            place = (row * hidden_error_batch_stride)[:, None] + (unit * hidden_error_unit_stride)[None, :]
+            d_hidden += tl.load(hidden_error_ptr + place, mask=within, other=0.0).to(tl.float32)
+        tl.store(carried_hidden_ptr + here, d_hidden, mask=within)
+        d_cell = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
+        if CELL_ERROR:
+            place = (row * cell_error_batch_stride)[:, None] + (unit * cell_error_unit_stride)[None, :]
+            d_cell += tl.load(cell_error_ptr + place, mask=within, other=0.0).to(tl.float32)
+        tl.store(carried_cell_ptr + here, d_cell, mask=within)
+    tl.debug_barrier()
+
+    for _ in range(0, steps):
+        for unit_tile in range(0, unit_tiles):
+            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+            within = inside[:, None] & (unit < units)[None, :]
+            here = (row * units)[:, None] + unit[None, :]
+            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            gate_in = tl.load(gates, mask=within, other=0.0).to(tl.float32)
+            gate_forget = tl.load(gates + units, mask=within, other=0.0).to(tl.float32)
+            candidate = tl.load(gates + 2 * units, mask=within, other=0.0).to(tl.float32)
+            gate_out = tl.load(gates + 3 * units, mask=within, other=0.0).to(tl.float32)
+            squashed = activate(tl.load(cell_ptr + here, mask=within, other=0.0).to(tl.float32), 0.0, "tanh")
+            before = tl.load(cell_ptr - batch * units + here, mask=within, other=0.0).to(tl.float32)
+            place = (row * error_batch_stride)[:, None] + (unit * error_unit_stride)[None, :]
+            d_hidden = tl.load(error_ptr + place, mask=within, other=0.0).to(tl.float32)
+            d_hidden += tl.load(carried_hidden_ptr + here, mask=within, other=0.0)
+            d_cell = tl.load(carried_cell_ptr + here, mask=within, other=0.0)
+            d_cell += d_hidden * gate_out * (1.0 - squashed * squashed)
+            d_in = d_cell * candidate * gate_in * (1.0 - gate_in)
+            d_forget = d_cell * before * gate_forget * (1.0 - gate_forget)
+            d_candidate = d_cell * gate_in * (1.0 - candidate * candidate)
+            d_out = d_hidden * squashed * gate_out * (1.0 - gate_out)
+            drive_error = drive_error_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            dtype = drive_error_ptr.dtype.element_ty
+            tl.store(drive_error, d_in.to(dtype), mask=within)
+            tl.store(drive_error + units, d_forget.to(dtype), mask=within)
+            tl.store(drive_error + 2 * units, d_candidate.to(dtype), mask=within)
+            tl.store(drive_error + 3 * units, d_out.to(dtype), mask=within)
+            tl.store(carried_cell_ptr + here, d_cell * gate_forget, mask=within)
+        tl.debug_barrier()  # the products read what other threads have written
+        for unit_tile in range(0, unit_tiles):
+            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+            accumulator = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
+            for sum_tile in range(0, (4 * units + BLOCK_SUM - 1) // BLOCK_SUM):
+                source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
+                d_gates = tl.load(
+                    drive_error_ptr + (row * (4 * units))[:, None] + source[None, :],
+                    mask=inside[:, None] & (source < 4 * units)[None, :],
+                    other=0.0,
+                )
+                weight = tl.load(
+                    weight_ptr + (source * weight_gate_stride)[:, None] + (unit * weight_unit_stride)[None, :],
+                    mask=(source < 4 * units)[:, None] & (unit < units)[None, :],
+                    other=0.0,
+                )
+                if UPCAST:
+                    d_gates = d_gates.to(tl.float32)
+                    weight = weight.to(tl.float32)
+                accumulator = tl.dot(d_gates, weight, accumulator, input_precision=INPUT_PRECISION)
+            tl.store(
+                carried_hidden_ptr + (row * units)[:, None] + unit[None, :],
+                accumulator,
+                mask=inside[:, None] & (unit < units)[None, :],
+            )
+        tl.debug_barrier()
+        error_ptr -= error_step_stride
+        cell_ptr -= batch * units
+        gate_ptr -= 4 * batch * units
+        drive_error_ptr -= 4 * batch * units
+
+
+def launch_lstm_recurrence(
+    drive: Tensor,
+    weight: Tensor,
+    hiddens: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    input_precision: str = "ieee",
+    configuration: Configuration | None = None,
+) -> None:
+    """Write a recurrence's states and gates into tensors that the caller owns. Arguments are not checked.
+
+    Args:
+        drive: (steps, batch, 4 units).
+        weight: (4 units, units).
+        hiddens, cells: (steps + 1, batch, units), contiguous; the first of each is read, the others overwritten.
+        gates: (steps, batch, 4 units), contiguous, overwritten.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(drive.device)
+    (steps, batch, _), units = drive.shape, weight.shape[1]
+    if drive.numel() == 0:
+        return
+    chosen = configuration or configuration_for(architecture, precision_of(drive.dtype, input_precision))
+    count_launch("lstm_recurrence")
+    with torch.cuda.device_of(drive):
+        lstm_recurrence_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+            drive,
+            weight,
+            hiddens,
+            cells,
+            gates,
+            steps,
+            batch,
+            units,
+            *drive.stride(),
+            *weight.stride(),
+            INPUT_PRECISION=input_precision,
+            WIDE=needs_wide_offsets(drive[0], weight, gates[0]),
+            UPCAST=interpreted() and drive.dtype is not torch.float32,
+            BLOCK_BATCH=chosen.block_batch,
+            BLOCK_UNITS=chosen.block_units,
+            BLOCK_SUM=chosen.block_sum,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )
+
+
+def launch_lstm_recurrence_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    drive_error: Tensor,
+    first_hidden_error: Tensor,
+    first_cell_error: Tensor,
+    input_precision: str = "ieee",
+    configuration: Configuration | None = None,
+) -> None:
+    """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
+
+    Args:
+        error: (steps, batch, units), with respect to the hidden states after each step; at least one step.
+        hidden_error, cell_error: (batch, units), added to those of the last states; None for zero.
+        weight: (4 units, units).
+        cells: (steps + 1, batch, units), contiguous.
+        gates: (steps, batch, 4 units), contiguous.
+        drive_error: (steps, batch, 4 units), contiguous, overwritten.
+        first_hidden_error, first_cell_error: (batch, units), contiguous, float32, overwritten.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(error.device)
+    steps, batch, units = error.shape
+    if batch * units == 0:
+        return
+    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, input_precision))
+    given_hidden = weight if hidden_error is None else hidden_error
+    given_cell = weight if cell_error is None else cell_error
+    count_launch("lstm_recurrence_error")
+    with torch.cuda.device_of(error):
+        lstm_recurrence_error_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+            error[-1],
+            given_hidden,
+            given_cell,
+            weight,
+            cells[-1],
+            gates[-1],
+            drive_error[-1],
+            first_hidden_error,
+            first_cell_error,
+            steps,
+            batch,
+            units,
+            *error.stride(),
+            *given_hidden.stride(),
+            *given_cell.stride(),
+            *weight.stride(),
+            HIDDEN_ERROR=hidden_error is not None,
+            CELL_ERROR=cell_error is not None,
+            INPUT_PRECISION=input_precision,
+            WIDE=needs_wide_offsets(error[0], hidden_error, cell_error, weight, gates[0]),
+            UPCAST=interpreted() and error.dtype is not torch.float32,
+            BLOCK_BATCH=chosen.block_batch,
+            BLOCK_UNITS=chosen.block_units,
+            BLOCK_SUM=chosen.block_sum,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )

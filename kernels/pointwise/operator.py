@@ -1,0 +1,128 @@
+"""pointwise: a graph of pointwise operators as one kernel, the operator pccompile::pointwise."""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Interpreter
+
+from pccompile.errors import DoubleBackwardError, Place, ShapeError, UsageError
+from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
+from pccompile.kernels.pointwise.kernel import launch_pointwise
+from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
+from pccompile.kernels.pointwise.source import operator_name
+
+__all__ = ["Pointwise", "pointwise", "supports"]
+
+
+def supports(graph: Graph | GraphModule) -> str | None:
+    """The first operator of a graph that a generated kernel does not know; None if it knows them all."""
+    graph = graph.graph if isinstance(graph, GraphModule) else graph
+    returned = set(output_nodes(graph))
+    for node in graph.nodes:
+        known = operator_name(node) in EXPRESSIONS or operator_name(node) in CASTS
+        final = operator_name(node) in SUMS and node in returned and not node.users.keys() - {_output(graph)}
+        if node.op == "get_attr" or (node.op.startswith("call_") and not (known or final)):
+            return str(node.target)
+    return None
+
+
+def _output(graph: Graph) -> Any:
+    return next(node for node in graph.nodes if node.op == "output")
+
+
+class Pointwise:
+    """A graph of pointwise ATen operators that runs as one kernel, generated for each kind of inputs."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.key = str(graph)
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The graph's results, in one launch. Not differentiable.
+
+        Args:
+            inputs: the placeholders' tensors, of one device; float32, bfloat16, float16, integers or booleans.
+
+        Raises:
+            UsageError: no kernel takes a dtype or the device, or sums are over different dimensions.
+            ShapeError: shapes or devices do not fit one another.
+        """
+        return tuple(torch.ops.pccompile.pointwise(list(inputs), self.key))
+
+    def plan(self, *inputs: Tensor) -> Plan:
+        """How the graph runs on inputs of this kind; `.source` is the kernel."""
+        signature = tuple((tuple(t.shape), t.stride(), t.dtype) for t in inputs)
+        if signature not in self._plans:
+            self._plans[signature] = make_plan(self.graph, signature)
+        return self._plans[signature]
+
+
+_KNOWN: dict[str, Pointwise] = {}
+
+
+def pointwise(graph: Graph | GraphModule) -> Pointwise:
+    """A graph of pointwise operators as one kernel.
+
+    Args:
+        graph: placeholders, ATen operators (those of pccompile.kernels.pointwise.expressions) on them and numbers, and
+            an output; what is returned may be summed (aten.sum) over dimensions, the same for all sums.
+
+    Raises:
+        UsageError: an operator has no Triton expression.
+    """
+    graph = graph.graph if isinstance(graph, GraphModule) else graph
+    unknown = supports(graph)
+    if unknown is not None:
+        raise UsageError(
+            f"no Triton expression for the operator {unknown}",
+            Place(node=unknown),
+            cure="leave it out of the run of pointwise operators; sums have to be returned as they are",
+        )
+    return _KNOWN.setdefault(str(graph), Pointwise(graph))
+
+
+def _check(inputs: list[Tensor], known: Pointwise) -> None:
+    expected = sum(node.op == "placeholder" for node in known.graph.nodes)
+    if len(inputs) != expected or not inputs:
+        raise UsageError(f"pointwise: {len(inputs)} inputs", cure=f"the graph has {expected} placeholders")
+    for index, tensor in enumerate(inputs):
+        if tensor.device != inputs[0].device:
+            raise ShapeError(
+                f"pointwise: input {index} is on {tensor.device}, but input 0 is on {inputs[0].device}",
+                cure=f"move it to {inputs[0].device}",
+            )
+
+
+@torch.library.custom_op("pccompile::pointwise", mutates_args=())
+def _pointwise(inputs: list[Tensor], graph: str) -> list[Tensor]:
+    known = _KNOWN[graph]
+    _check(inputs, known)
+    plan = known.plan(*inputs)
+    outputs = [
+        torch.empty_strided(shape, stride, dtype=dtype, device=inputs[0].device)
+        for shape, stride, dtype in plan.outputs
+    ]
+    launch_pointwise(plan, inputs, outputs)
+    return outputs
+
+
+@_pointwise.register_fake
+def _(inputs: list[Tensor], graph: str) -> list[Tensor]:
+    known = _KNOWN[graph]
+    _check(inputs, known)
+    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+
+
+def _refuse(ctx: Any, *gradients: Any) -> NoReturn:
+    raise DoubleBackwardError("a generated pointwise kernel was differentiated")
+
+
+_pointwise.register_autograd(_refuse)

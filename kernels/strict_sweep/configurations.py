@@ -1,0 +1,122 @@
+"""Tiles, warps and stages of strict_sweep, per architecture and arithmetic. Starting values, not yet measured.
+
+"tall" tiles are for batches that fill the device tile by tile; "flat" ones leave more programs where the batch is
+small. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pccompile.kernels.devices import PROCESSORS, Architecture
+
+__all__ = ["CONFIGURATIONS", "GRADIENTS", "Configuration", "GradientConfiguration", "configuration_for"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a sweep is cut up.
+
+    Attributes:
+        block_batch, block_out: the tile of values that a program holds at a time.
+        block_sum: terms of a product summed per iteration.
+        warps: warps (wavefronts) per program.
+        stages: depth of the software pipelines.
+        registers: how many a thread may use; None leaves it to the compiler, which on NVIDIA's GPUs would rather spill
+            than use what keeps other programs off the multiprocessor, though here there are none.
+    """
+
+    block_batch: int
+    block_out: int
+    block_sum: int
+    warps: int
+    stages: int
+    registers: int | None = 255
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The launch options."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
+
+@dataclass(frozen=True)
+class GradientConfiguration:
+    """How the weights' gradients are cut up.
+
+    Attributes:
+        block_out, block_in: the tile of dW that a program owns.
+        block_batch: rows summed per iteration.
+        warps: warps (wavefronts) per program.
+        stages: depth of the software pipeline.
+    """
+
+    block_out: int
+    block_in: int
+    block_batch: int
+    warps: int
+    stages: int
+
+
+CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+    "sm_80": {
+        "half": {"tall": Configuration(32, 64, 32, 4, 3), "flat": Configuration(16, 64, 32, 4, 3)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 3), "flat": Configuration(16, 64, 32, 4, 3)},
+        "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
+    },
+    "sm_90": {
+        "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
+        "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
+    },
+    "sm_100": {
+        "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
+        "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
+    },
+    "gfx942": {
+        "half": {"tall": Configuration(32, 64, 64, 4, 2, None), "flat": Configuration(16, 64, 64, 4, 2, None)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
+        "ieee": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
+    },
+    "interpreter": {
+        precision: {"tall": Configuration(32, 32, 32, 1, 1, None)} for precision in ("half", "tf32", "ieee")
+    },
+}
+
+GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
+    "sm_80": {
+        "half": GradientConfiguration(64, 64, 32, 4, 3),
+        "tf32": GradientConfiguration(64, 32, 32, 4, 3),
+        "ieee": GradientConfiguration(32, 32, 16, 4, 3),
+    },
+    "sm_90": {
+        "half": GradientConfiguration(64, 64, 32, 4, 3),
+        "tf32": GradientConfiguration(64, 32, 32, 4, 3),
+        "ieee": GradientConfiguration(32, 32, 16, 4, 3),
+    },
+    "sm_100": {
+        "half": GradientConfiguration(64, 64, 32, 4, 3),
+        "tf32": GradientConfiguration(64, 32, 32, 4, 3),
+        "ieee": GradientConfiguration(32, 32, 16, 4, 3),
+    },
+    "gfx942": {
+        "half": GradientConfiguration(64, 64, 32, 4, 2),
+        "tf32": GradientConfiguration(64, 32, 32, 4, 2),
+        "ieee": GradientConfiguration(64, 32, 32, 4, 2),
+    },
+    "interpreter": {precision: GradientConfiguration(32, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
+}
+
+
+def configuration_for(architecture: Architecture, precision: str, batch: int) -> Configuration:
+    """The configuration for a batch: tall tiles where there is one for every multiprocessor.
+
+    Args:
+        architecture: from pccompile.kernels.devices.architecture_of.
+        precision: "half", "tf32" or "ieee".
+        batch: rows.
+    """
+    sizes = CONFIGURATIONS[architecture][precision]
+    tall = sizes["tall"]
+    return tall if -(-batch // tall.block_batch) >= PROCESSORS[architecture] else sizes.get("flat", tall)

@@ -1,0 +1,181 @@
+"""Whether a kernel takes the place of operators: if it can run, and if it was measured to be no slower."""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from pccompile import cache
+from pccompile.backends.cudagraph import CudaRecorder
+from pccompile.errors import UsageError
+from pccompile.ir.grammar import Span
+from pccompile.lowering.expand import FlatPiece
+from pccompile.lowering.regions import region, signature
+from pccompile.lowering.symbols import Boxed
+
+if TYPE_CHECKING:
+    from pccompile.backends.aten import Compile
+    from pccompile.backends.patterns import Match
+
+__all__ = ["Choose", "by_measurement", "objection", "seconds_of"]
+
+logger = logging.getLogger("pccompile")
+
+Choose = Callable[["Match"], tuple[bool, str]]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WARM_UPS, _REPETITIONS, _CALLS = 3, 9, 10
+
+
+def by_measurement(rest: Compile) -> Choose:
+    """Choose kernels that can run and that were faster than what `rest` makes of the nodes they replace.
+
+    `PCCOMPILE_KERNELS=always` takes every kernel that can run, as the interpreter's tests do, where time means nothing.
+
+    Raises:
+        UsageError: PCCOMPILE_KERNELS is neither "measured" nor "always".
+    """
+    setting = os.environ.get("PCCOMPILE_KERNELS", "measured")
+    if setting not in ("measured", "always"):
+        raise UsageError(f"PCCOMPILE_KERNELS={setting}", cure='set it to "measured" or "always"')
+
+    def choose(match: Match) -> tuple[bool, str]:
+        problem = objection(match)
+        if problem:
+            return False, problem
+        if setting == "always" or not _on_gpu(match):
+            return True, "not measured"
+        return _faster(match, rest)
+
+    return choose
+
+
+def objection(match: Match) -> str:
+    """Why a kernel cannot run; "" if it can."""
+    from pccompile.kernels.devices import interpreted
+
+    kinds = _tensors(match)
+    devices = {kind.device.type for kind in kinds}
+    dtypes = {kind.dtype for kind in kinds if kind.is_floating_point() or kind.is_complex()}
+    if not _on_gpu(match) and not (interpreted() and devices == {"cpu"}):
+        return "no GPU"
+    if len(dtypes) > 1:
+        return f"{' and '.join(sorted(map(_name, dtypes)))} together have no kernel"
+    (dtype,) = dtypes
+    return "" if dtype in _DTYPES else f"{_name(dtype)} has no kernel"
+
+
+def _on_gpu(match: Match) -> bool:
+    return all(kind.is_cuda for kind in _tensors(match))
+
+
+def _tensors(match: Match) -> list[torch.Tensor]:
+    found = (node.meta["val"] for node in match.inputs)
+    return [kind for kind in found if isinstance(kind, torch.Tensor)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
+    """Time the kernel against the operators on tensors of these kinds, or look up what was found before."""
+    import triton
+
+    import pccompile
+
+    replaced, kernel = _graph_of(match), _call_of(match)
+    versions = triton.__version__, pccompile.__version__
+    key = cache.digest("kernel", rest.__name__, versions, *map(signature, (replaced, kernel)))
+    seconds = cache.load(key)
+    if not isinstance(seconds, dict) or set(seconds) != {"kernel", "operators"}:
+        try:
+            seconds = {"kernel": seconds_of(kernel, None), "operators": seconds_of(replaced, rest)}
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever goes wrong inside Triton or its compiler, the operators can run
+            logger.warning("%s cannot run, operators do: %s: %s", match.kernel, type(error).__name__, error)
+            return False, f"{match.kernel} fails: {type(error).__name__}"
+        cache.store(key, seconds)
+    told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in seconds.items())
+    return seconds["kernel"] <= seconds["operators"], told
+
+
+def _graph_of(match: Match) -> fx.Graph:
+    replaced = set(match.replaced)
+    return region([node for node in match.replaced[0].graph.nodes if node in replaced]).graph
+
+
+def _call_of(match: Match) -> fx.Graph:
+    graph, places = fx.Graph(), {}
+    for position, node in enumerate(match.inputs):
+        places[node] = graph.placeholder(f"input_{position}")
+        places[node].meta = dict(node.meta)
+    graph.output(tuple(match.write(graph, places.__getitem__)))
+    return graph
+
+
+def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
+    """The median time of a graph's run on a GPU, on random tensors, by CUDA events.
+
+    Launches are recorded and replayed, as those of a step are: what the host takes for them does not count.
+
+    Args:
+        rest: makes it ready; None for a graph that calls a kernel.
+    """
+    from pccompile.backends.aten import as_it_is
+
+    graph.set_codegen(Boxed())
+    placeholders = graph.find_nodes(op="placeholder")
+    piece = FlatPiece(
+        "measured",
+        Span.steps(0, 1),
+        False,
+        fx.GraphModule({}, graph),
+        tuple(node.target for node in placeholders),
+        tuple(node.name for node in graph.output_node().args[0]),
+        (),
+        {},
+        False,
+    )
+    call = (rest or as_it_is)(piece).call
+    inputs = [_random(node.meta["val"]) for node in placeholders]
+    (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
+
+    def calls(given: list[Any]) -> tuple[()]:
+        for _ in range(_CALLS):
+            call(list(given))
+        return ()
+
+    with torch.cuda.device(device), torch._C._AutoDispatchBelowAutograd():
+        for _ in range(_WARM_UPS):
+            calls(inputs)
+        replay, _ = CudaRecorder(device).record(calls, inputs)
+        return statistics.median(_seconds(replay) for _ in range(_REPETITIONS)) / _CALLS
+
+
+def _seconds(replay: Callable[[], None]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    replay()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+
+
+def _random(kind: Any) -> Any:
+    """A tensor of this kind, or the number itself; elements that share memory are drawn once."""
+    if not isinstance(kind, torch.Tensor):
+        return kind
+    size = 1 + sum((n - 1) * stride for n, stride in zip(kind.shape, kind.stride(), strict=True)) if kind.numel() else 0
+    drawn = torch.rand(size, device=kind.device, generator=torch.Generator(kind.device).manual_seed(0))
+    return drawn.to(kind.dtype).as_strided(kind.shape, kind.stride())

@@ -1,0 +1,115 @@
+"""What a pattern finds, and what patterns ask of the nodes of a flat graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from pccompile.lowering.fragments import may_be_alias
+
+__all__ = ["Candidates", "Match", "Pattern", "Write", "argument", "call", "is_rows_of", "item", "only_user", "view"]
+
+_aten = torch.ops.aten
+VIEWS = (_aten.view.default, _aten._unsafe_view.default)
+
+Write = Callable[[fx.Graph, Callable[[fx.Node], fx.Node]], Sequence[fx.Node]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Nodes of a flat graph that one kernel can compute.
+
+    Attributes:
+        kernel: its name.
+        replaced: the nodes that go, in any order. Those that others read as well are not among them.
+        results: the ones of these that are read outside.
+        inputs: the nodes that the call reads.
+        write: writes the call into a graph, given what stands there for each input; returns a node for each result.
+        launches: of kernels, by the call.
+    """
+
+    kernel: str
+    replaced: tuple[fx.Node, ...]
+    results: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    write: Write
+    launches: int = 1
+
+
+Candidates = Callable[[fx.Node], Iterator[Match]]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How an operation is found.
+
+    Attributes:
+        kernel: its name.
+        part: "prediction" or "error": the nodes of which its heart is one (`lowering.symbols.Origin`).
+        hearts: the operators of which one is in every match.
+        candidates: the matches around a heart, best first.
+    """
+
+    kernel: str
+    part: str
+    hearts: frozenset[Any]
+    candidates: Candidates
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen operator by name, its default where it is not given."""
+    for position, formal in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if formal.name == name:
+            given = node.kwargs.get(name, formal.default_value)
+            return node.args[position] if position < len(node.args) else given
+    raise KeyError(name)
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads a node, if there is exactly one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_rows_of(rows: fx.Node, tensor: fx.Node) -> bool:
+    """Whether a matrix is a tensor with its leading dimensions made one, as a view."""
+    shape = tensor.meta["val"].shape
+    return len(shape) > 0 and tuple(rows.meta["val"].shape) == (shape[:-1].numel(), shape[-1])
+
+
+def is_own(node: fx.Node) -> bool:
+    """Whether a node's memory was allocated in this graph and nothing else lies in it or reads it, but one reader."""
+    while node.target in VIEWS and len(node.users) == 1:
+        node = node.args[0]  # type: ignore[assignment]
+    is_call = node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
+    return is_call and len(node.users) == 1 and not may_be_alias(node)
+
+
+# Writing a call -------------------------------------------------------------------------------------------------------
+
+
+def call(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], kernel: str) -> fx.Node:
+    """The call of a kernel, whose value is a tuple."""
+    node = graph.call_function(function, args)
+    node.meta["kernel"] = kernel
+    return node
+
+
+def item(graph: fx.Graph, node: fx.Node, index: int, kind: torch.Tensor) -> fx.Node:
+    """One of a kernel's results: a tensor of this kind."""
+    result = graph.call_function(operator.getitem, (node, index))
+    result.meta.update(val=kind, kernel=node.meta["kernel"])
+    return result
+
+
+def view(graph: fx.Graph, node: fx.Node, kind: torch.Tensor) -> fx.Node:
+    """A node's value in the shape of a tensor of this kind."""
+    if node.meta["val"].shape == kind.shape:
+        return node
+    result = graph.call_function(_aten.view.default, (node, list(kind.shape)))
+    result.meta["val"] = kind
+    return result

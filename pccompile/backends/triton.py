@@ -1,0 +1,153 @@
+"""Flat graphs with this package's Triton kernels in the places of the nodes that they compute.
+
+What no kernel takes runs as ATen operators, or compiled by Inductor where there is a GPU. Kernels run on a GPU, and
+under Triton's interpreter for tests. On a GPU a kernel is chosen by measurement, against what would run in its place
+(choice.py). Kernels are called by their launchers: an operator's dispatch more than doubles the cost of a call.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from pccompile.backends.aten import Compile, Executable, as_it_is
+from pccompile.backends.choice import Choose, by_measurement
+from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.report import Row, bytes_of, covered, launches_of, operations_of, size_of
+from pccompile.lowering.expand import FlatPiece
+
+if TYPE_CHECKING:
+    from pccompile.backends.patterns import Match
+
+__all__ = ["is_installed", "with_kernels"]
+
+
+def is_installed() -> bool:
+    """Whether there is a Triton to run kernels with."""
+    return find_spec("triton") is not None
+
+
+def with_kernels(piece: FlatPiece, rest: Compile | None = None) -> Executable:
+    """Make a flat graph ready with kernels where they are chosen.
+
+    Args:
+        rest: what runs the other operators; None: Inductor on a GPU, ATen elsewhere.
+    """
+    rest = rest or _rest(piece)
+    if not is_installed():
+        return rest(piece)
+    graph = copy.deepcopy(piece.module.graph)
+    choices = rewrite(graph, by_measurement(rest))
+    executable = rest(replace(piece, module=fx.GraphModule({}, graph, piece.name)))
+    return replace(executable, choices=tuple(choices), graph=graph)
+
+
+def _rest(piece: FlatPiece) -> Compile:
+    kinds = (node.meta.get("val") for node in piece.module.graph.nodes)
+    on_gpu = any(isinstance(kind, torch.Tensor) and kind.is_cuda for kind in kinds)
+    return with_inductor if on_gpu and is_available("cuda") else as_it_is
+
+
+def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
+    """Put kernels into a graph, in place, and say for each place that fits one what was chosen and why."""
+    from pccompile.backends.patterns import PATTERNS
+
+    rows: list[Row] = []
+    order = _Order(graph)
+    for pattern in PATTERNS:
+        for heart in [node for node in graph.nodes if _is_heart(node, pattern.part, pattern.hearts)]:
+            if heart in order.gone or "chosen" in heart.meta:
+                continue
+            tried: list[tuple[Match, str]] = []
+            for match in pattern.candidates(heart):
+                if not order.takes(match):
+                    continue
+                taken, reason = choose(match)
+                if taken:
+                    rows.append(_row(match, match.kernel, reason))
+                    order.put(match)
+                    break
+                tried.append((match, reason))
+            else:
+                if tried:
+                    rows.append(_left(*tried[0]))
+    graph.eliminate_dead_code()
+    graph.lint()
+    return rows
+
+
+def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
+    origin = node.meta.get("origin")
+    return node.op == "call_function" and node.target in hearts and origin is not None and origin.part == part
+
+
+def _row(match: Match, kernel: str, reason: str) -> Row:
+    tensors = sum(map(size_of, {*match.inputs, *match.results}))
+    operations = sum(map(operations_of, match.replaced))
+    return Row(covered(match.replaced), kernel, reason, match.launches, tensors, operations)
+
+
+def _left(match: Match, reason: str) -> Row:
+    """Nodes that a kernel could have taken and that stay."""
+    nodes = [node for node in match.replaced if "chosen" not in node.meta]
+    for node in nodes:
+        node.meta["chosen"] = "aten"
+    launches, moved, operations = (sum(map(each, nodes)) for each in (launches_of, bytes_of, operations_of))
+    return Row(covered(nodes), "aten", reason, launches, moved, operations)
+
+
+class _Order:
+    """Where the nodes of a graph stand while calls of kernels take the places of some of them."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.position = {node: float(index) for index, node in enumerate(graph.nodes)}
+        self.gone: set[fx.Node] = set()
+
+    def takes(self, match: Match) -> bool:
+        """Whether the call has a place: after all it reads, before all that read its results, and these are all."""
+        if self.gone.intersection((*match.replaced, *match.inputs)):
+            return False
+        inner = (user for node in {*match.replaced} - {*match.results} for user in node.users)
+        if any("chosen" in node.meta for node in match.replaced) or any(user not in match.replaced for user in inner):
+            return False
+        last = max(self.position[node] for node in match.inputs)
+        readers = (user for node in match.results for user in node.users if user not in match.replaced)
+        return all(self.position[user] > last for user in readers)
+
+    def put(self, match: Match) -> None:
+        """Replace the nodes of a match by the call of its kernel."""
+        first = min(match.replaced, key=self.position.__getitem__)
+        latest = max(match.inputs, key=self.position.__getitem__)
+        before = first if self.position[latest] < self.position[first] else latest.next
+        names = [node.name for node in match.results]
+        with self.graph.inserting_before(before):
+            new = match.write(self.graph, lambda node: node)
+        self._settle(before, first)
+        for old, result in zip(match.results, new, strict=True):
+            old.replace_all_uses_with(result)
+        for node in sorted(match.replaced, key=self.position.__getitem__, reverse=True):
+            self.graph.erase_node(node)
+            self.gone.add(node)
+        for name, result in zip(names, new, strict=True):
+            if result.op == "call_function" and result not in match.inputs:
+                result._rename(name)
+
+    def _settle(self, before: fx.Node, heart: fx.Node) -> None:
+        """Nodes written just before another stand between it and its predecessor, and belong to the heart's vertex."""
+        node, written = before.prev, []
+        while node not in self.position:
+            written.append(node)
+            node = node.prev
+        for new in written:
+            self.position[new] = (self.position[node] + self.position.get(before, self.position[node] + 1)) / 2
+            new.meta.setdefault("origin", heart.meta.get("origin"))
+            if "kernel" in new.meta:
+                new.meta["chosen"] = new.meta["kernel"]
+            if isinstance(new.meta["val"], tuple):
+                new._rename(f"{heart.name}_{new.meta['kernel']}")
