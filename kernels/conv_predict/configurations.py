@@ -53,7 +53,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     },
     "sm_90": {
         "half": {
-            "large": Configuration(128, 128, 64, 8, 3),
+            "large": Configuration(128, 64, 64, 8, 3),
             "small": Configuration(64, 64, 64, 4, 3),
             "direct": _DIRECT,
         },
@@ -66,7 +66,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     },
     "sm_100": {
         "half": {
-            "large": Configuration(128, 128, 64, 8, 3),
+            "large": Configuration(128, 64, 64, 8, 3),
             "small": Configuration(64, 64, 64, 4, 3),
             "direct": _DIRECT,
         },

@@ -40,29 +40,28 @@ class Configuration:
     bands: int = 0
 
 
-_DIRECT = Configuration(64, 32, 16, 64, 32, 16, 4, 2)
+_DIRECT = Configuration(64, 32, 16, 64, 32, 16, 8, 2)
+_NARROW = Configuration(64, 32, 32, 64, 32, 32, 4, 2)
+_SQUARE = Configuration(64, 64, 32, 64, 64, 32, 8, 2)
 _IEEE = {"product": Configuration(64, 64, 16, 64, 64, 16, 8, 2), "direct": _DIRECT}
 
 CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_80": {
-        precision: {"product": Configuration(64, 64, 32, 64, 64, 32, 8, 3), "direct": _DIRECT}
-        for precision in ("half", "tf32")
-    }
-    | {"ieee": _IEEE},
-    "sm_90": {
-        precision: {"product": Configuration(128, 64, 32, 128, 64, 32, 8, 3), "direct": _DIRECT}
-        for precision in ("half", "tf32")
-    }
-    | {"ieee": _IEEE},
-    "sm_100": {
-        precision: {"product": Configuration(128, 64, 32, 128, 64, 32, 8, 3), "direct": _DIRECT}
-        for precision in ("half", "tf32")
-    }
-    | {"ieee": _IEEE},
-    "gfx942": {
-        precision: {"product": Configuration(64, 64, 32, 64, 64, 32, 8, 2), "direct": _DIRECT}
-        for precision in ("half", "tf32", "ieee")
+        "half": {"product": _NARROW, "direct": _DIRECT},
+        "tf32": {"product": _SQUARE, "direct": _DIRECT},
+        "ieee": _IEEE,
     },
+    "sm_90": {
+        "half": {"product": _SQUARE, "direct": _DIRECT},
+        "tf32": {"product": _SQUARE, "direct": _DIRECT},
+        "ieee": _IEEE,
+    },
+    "sm_100": {
+        "half": {"product": _NARROW, "direct": _DIRECT},
+        "tf32": {"product": _SQUARE, "direct": _DIRECT},
+        "ieee": _IEEE,
+    },
+    "gfx942": {precision: {"product": _SQUARE, "direct": _DIRECT} for precision in ("half", "tf32", "ieee")},
     "interpreter": {
         precision: {
             "product": Configuration(64, 16, 64, 64, 16, 64, 1, 1),
