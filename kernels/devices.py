@@ -16,6 +16,7 @@ __all__ = [
     "Architecture",
     "architecture_of",
     "interpreted",
+    "launch_options",
     "precision_of",
     "product_precision",
 ]
@@ -52,6 +53,19 @@ def architecture_of(device: torch.device) -> Architecture:
     # sm_120 lacks the tensor memory of sm_100, and like sm_86 and sm_89 has 99 KiB of shared memory: sm_80's table
     # stays below that.
     return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")  # type: ignore[return-value]
+
+
+def launch_options(warps: int, stages: int, registers: int | None) -> dict[str, int]:
+    """The options of a launch.
+
+    Args:
+        warps: warps (wavefronts) per program.
+        stages: depth of the software pipelines.
+        registers: how many a thread may use; None leaves it to the compiler, which on NVIDIA's GPUs would rather spill
+            than use what keeps other programs off the multiprocessor, even where there are none. AMD's has no limit.
+    """
+    limit = {} if registers is None else {"maxnreg": registers}
+    return {"num_warps": warps, "num_stages": stages, **limit}
 
 
 def precision_of(dtype: torch.dtype, input_precision: str) -> str:

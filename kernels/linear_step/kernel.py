@@ -243,6 +243,5 @@ def launch_linear_step(
             BLOCK_OUT=chosen.narrow_out if narrow else chosen.block_out,
             BLOCK_IN=max(triton.next_power_of_2(in_features), _LEAST) if narrow else chosen.block_in,
             BLOCK_SUM=chosen.block_sum,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
+            **chosen.options,
         )

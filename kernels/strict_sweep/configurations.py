@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.devices import PROCESSORS, Architecture, launch_options
 
 __all__ = ["CONFIGURATIONS", "GRADIENTS", "Configuration", "GradientConfiguration", "configuration_for"]
 
@@ -22,8 +22,7 @@ class Configuration:
         block_sum: terms of a product summed per iteration.
         warps: warps (wavefronts) per program.
         stages: depth of the software pipelines.
-        registers: how many a thread may use; None leaves it to the compiler, which on NVIDIA's GPUs would rather spill
-            than use what keeps other programs off the multiprocessor, though here there are none.
+        registers: how many a thread may use; None leaves it to the compiler.
     """
 
     block_batch: int
@@ -36,8 +35,8 @@ class Configuration:
     @property
     def options(self) -> dict[str, int]:
         """The launch options."""
-        limit = {} if self.registers is None else {"maxnreg": self.registers}
-        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+        options: dict[str, int] = launch_options(self.warps, self.stages, self.registers)
+        return options
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,18 @@ class GradientConfiguration:
 
 CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_80": {
-        "half": {"tall": Configuration(32, 64, 32, 4, 3), "flat": Configuration(16, 64, 32, 4, 3)},
-        "tf32": {"tall": Configuration(32, 64, 32, 4, 3), "flat": Configuration(16, 64, 32, 4, 3)},
+        "half": {"tall": Configuration(32, 64, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 3)},
+        "tf32": {"tall": Configuration(32, 64, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 3)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_90": {
         "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
-        "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
+        "tf32": {"tall": Configuration(32, 64, 32, 8, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "sm_100": {
         "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
-        "tf32": {"tall": Configuration(32, 64, 32, 4, 4), "flat": Configuration(16, 64, 32, 4, 4)},
+        "tf32": {"tall": Configuration(32, 64, 32, 8, 4), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 4, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {
@@ -96,8 +95,8 @@ GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
         "ieee": GradientConfiguration(32, 32, 16, 4, 3),
     },
     "sm_100": {
-        "half": GradientConfiguration(64, 64, 32, 4, 3),
-        "tf32": GradientConfiguration(64, 32, 32, 4, 3),
+        "half": GradientConfiguration(32, 64, 32, 4, 3),
+        "tf32": GradientConfiguration(32, 64, 32, 4, 3),
         "ieee": GradientConfiguration(32, 32, 16, 4, 3),
     },
     "gfx942": {

@@ -41,6 +41,7 @@ def _layer_gradients(source, given, layer, earlier, PLAN: tl.constexpr):
     source_ptr, source_row_stride, source_column_stride = source
     table_ptr, drives_ptr, gradients_ptr, batch, row_stride, factor = given
     OPERAND: tl.constexpr = gradients_ptr.dtype.element_ty
+    INPUT_PRECISION: tl.constexpr = PLAN.input_precision
     in_features = layer_field(table_ptr, layer, _IN, False)
     out_features = layer_field(table_ptr, layer, _OUT, False)
     own = tl.multiple_of(layer_field(table_ptr, layer, _OWN, PLAN.wide), 16)
@@ -64,7 +65,7 @@ def _layer_gradients(source, given, layer, earlier, PLAN: tl.constexpr):
             in_features,
             batch,
             OPERAND,
-            PLAN.input_precision,
+            INPUT_PRECISION,
             PLAN.wide,
             PLAN.upcast,
             PLAN.block_batch,

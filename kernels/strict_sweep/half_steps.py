@@ -69,6 +69,16 @@ def _start_column(table_ptr, layer, FIELD: tl.constexpr, PLAN: tl.constexpr):
 
 
 @triton.jit
+def _activation_at(z, negative_slope, INDEX: tl.constexpr, PLAN: tl.constexpr):
+    """(act(z), act'(z)) for one of the chain's activations."""
+    # Triton 3.6 takes a string out of a plan for a constant only if it is given a name.
+    ACTIVATION: tl.constexpr = PLAN.activations[INDEX]
+    prediction = activate(z, negative_slope, ACTIVATION)
+    residual = prediction if PLAN.slopes_from_output[INDEX] else z
+    return prediction, activation_slope(residual, negative_slope, ACTIVATION)
+
+
+@triton.jit
 def _activation(z, code, negative_slope, PLAN: tl.constexpr):
     """(act(z), act'(z)) for the layer's own activation among those of the chain."""
     prediction = z
@@ -76,9 +86,7 @@ def _activation(z, code, negative_slope, PLAN: tl.constexpr):
     for index in tl.static_range(0, len(PLAN.activations)):
         if PLAN.activations[index] != "identity":  # noqa: SIM102 (a constant, and a value of the running program)
             if code == index:
-                prediction = activate(z, negative_slope, PLAN.activations[index])
-                residual = prediction if PLAN.slopes_from_output[index] else z
-                slope = activation_slope(residual, negative_slope, PLAN.activations[index])
+                prediction, slope = _activation_at(z, negative_slope, index, PLAN)
     return prediction, slope
 
 
@@ -102,6 +110,7 @@ def _predict_layer(chain, state, share, layer, source, earlier, negative_slope, 
     first_row_tile, row_tiles, worker, workers = share
     source_ptr, source_row_stride, source_column_stride = source
     OPERAND: tl.constexpr = x_ptr.dtype.element_ty
+    INPUT_PRECISION: tl.constexpr = PLAN.input_precision
     in_features = _width(table_ptr, layer, _IN, PLAN)
     out_features = _width(table_ptr, layer, _OUT, PLAN)
     weight_ptr, weight_out_stride, weight_in_stride = _weight(table_ptr, layer, OPERAND, PLAN)
@@ -127,7 +136,7 @@ def _predict_layer(chain, state, share, layer, source, earlier, negative_slope, 
             out_features,
             in_features,
             OPERAND,
-            PLAN.input_precision,
+            INPUT_PRECISION,
             PLAN.wide,
             PLAN.upcast,
             PLAN.block_sum,
@@ -208,6 +217,7 @@ def infer_layers(chain, state, share, step, step_size, momentum, first_error_fol
     values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch = state
     first_row_tile, row_tiles, worker, workers = share
     OPERAND: tl.constexpr = x_ptr.dtype.element_ty
+    INPUT_PRECISION: tl.constexpr = PLAN.input_precision
     moving = layers if PLAN.free_output else layers - 1
     earlier = 0
     for layer in range(tl.maximum(moving - 1 - step, 0), moving):
@@ -238,7 +248,7 @@ def infer_layers(chain, state, share, step, step_size, momentum, first_error_fol
                 width,
                 tl.where(has_child, child_width, 0) if PLAN.free_output else child_width,
                 OPERAND,
-                PLAN.input_precision,
+                INPUT_PRECISION,
                 PLAN.wide,
                 PLAN.upcast,
                 PLAN.block_sum,

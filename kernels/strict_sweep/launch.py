@@ -186,6 +186,11 @@ def plan_of(
     )
 
 
+def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Every launch of this folder."""
+    kernel[(programs,)](*arguments, **options)
+
+
 def _launch_whole(
     arguments: tuple[Tensor, ...],
     scalars: tuple[Any, ...],
@@ -206,7 +211,9 @@ def _launch_whole(
         if not interpreted():
             options["launch_cooperative_grid"] = True
     counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
-    strict_sweep_kernel[(programs,)](
+    _launch(
+        strict_sweep_kernel,
+        programs,
         *arguments,
         counter,
         *scalars,
@@ -230,7 +237,9 @@ def _launch_half_steps(
 
     def launch(phase: Phase, programs: int, layer: int = 0, step: int = 0) -> None:
         if programs:
-            half_step_kernel[(min(programs, most or programs),)](
+            _launch(
+                half_step_kernel,
+                min(programs, most or programs),
                 *arguments,
                 *scalars,
                 layer,
@@ -288,7 +297,9 @@ def launch_chain_gradients(
     if programs == 0:
         return
     with torch.cuda.device_of(x):
-        chain_gradients_kernel[(programs,)](
+        _launch(
+            chain_gradients_kernel,
+            programs,
             x,
             chain.table(),
             values,

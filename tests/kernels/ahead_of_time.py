@@ -154,7 +154,7 @@ def _linear_step(variant: Variant) -> Launch:
         "BLOCK_IN": chosen.narrow if narrow else chosen.block_in,
         "BLOCK_SUM": chosen.block_sum,
     }
-    return Launch(linear_step_kernel, constants, _options(variant, chosen))
+    return Launch(linear_step_kernel, constants, dict(chosen.options))
 
 
 _SWEEP_TYPES = (

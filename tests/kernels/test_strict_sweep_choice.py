@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from pccompile.kernels.devices import ARCHITECTURES
+from pccompile.kernels.devices import ARCHITECTURES, PROCESSORS
 from pccompile.kernels.linear_step import configurations as step_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 from pccompile.kernels.strict_sweep.choice import estimated_iterations, fastest_form, likely_form
@@ -37,7 +37,7 @@ def test_tall_tiles_are_for_batches_with_one_for_every_multiprocessor():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_that_fills_the_device_goes_by_tiles_and_a_small_one_shares_wide_layers(architecture):
-    assert chosen(304 * 32, (784, 256, 256, 10), architecture) == "batch_tiles"
+    assert chosen(32 * PROCESSORS[architecture], (784, 256, 256, 10), architecture) == "batch_tiles"
     assert chosen(64, (3072, 4096, 4096, 10), architecture) == "cooperative"
 
 
