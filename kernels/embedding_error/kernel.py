@@ -39,7 +39,7 @@ def embedding_error_kernel(
 ):
     """Adds a row's errors to its gradient, in the order of its uses; the program at its first use does it."""
     first = tl.program_id(0)
-    row = tl.load(sorted_ptr + first)
+    row = tl.load(sorted_ptr + first).to(tl.int64)
     before = tl.load(sorted_ptr + first - 1, mask=first > 0, other=-1)
     if (row != before) & (row >= 0) & (row < rows) & (row != padding_row):
         for run in range(0, (columns + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):

@@ -36,6 +36,8 @@ def _scaled(sign: str) -> Callable[[dict[str, Any]], str]:
 
 
 def _rounding_division(a: dict[str, Any]) -> str:
+    if a["result"] != "tl.float32":
+        raise UsageError("div of integers with a rounding mode", cure="leave it out of the run of pointwise operators")
     forms = {
         None: "{self} / {other}",
         "floor": "tl.floor({self} / {other})",
@@ -52,7 +54,7 @@ def _power(a: dict[str, Any]) -> str:
     if exponent.is_integer():
         if abs(exponent) > 8:
             raise UsageError(f"pow with the exponent {exponent:g}", cure="write it as a product of smaller powers")
-        product = " * ".join([f"({x})"] * int(abs(exponent))) or "1.0 + 0.0 * " + x
+        product = " * ".join([f"({x})"] * int(abs(exponent))) or f"tl.where({x} == {x}, 1.0, 1.0)"
         return f"1.0 / ({product})" if exponent < 0 else product
     return f"tl.exp2({exponent!r} * tl.log2({x}))"
 

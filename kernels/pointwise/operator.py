@@ -23,16 +23,13 @@ def supports(graph: Graph | GraphModule) -> str | None:
     """The first operator of a graph that a generated kernel does not know; None if it knows them all."""
     graph = graph.graph if isinstance(graph, GraphModule) else graph
     returned = set(output_nodes(graph))
+    output = next(node for node in graph.nodes if node.op == "output")
     for node in graph.nodes:
         known = operator_name(node) in EXPRESSIONS or operator_name(node) in CASTS
-        final = operator_name(node) in SUMS and node in returned and not node.users.keys() - {_output(graph)}
+        final = operator_name(node) in SUMS and node in returned and set(node.users) == {output}
         if node.op == "get_attr" or (node.op.startswith("call_") and not (known or final)):
             return str(node.target)
     return None
-
-
-def _output(graph: Graph) -> Any:
-    return next(node for node in graph.nodes if node.op == "output")
 
 
 class Pointwise:

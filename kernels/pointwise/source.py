@@ -209,13 +209,11 @@ def _finish(summed: list[str], kept: int) -> Iterable[str]:
     yield "    inside = kept < kept_elements"
     yield "    shares = tl.num_programs(1)"
     for i, name in enumerate(summed):
-        yield (
-            f"    tl.store(partial_ptr + ({i} * shares + share) * kept_elements + kept, sum_of({name}_sum, 0), "
-            "mask=inside)"
-        )
+        place = f"({i} * shares + share).to(tl.int64) * kept_elements + kept"
+        yield f"    tl.store(partial_ptr + {place}, sum_of({name}_sum, 0), mask=inside)"
     yield "    if arrives_last(arrivals_ptr + tl.program_id(0), shares, RELEASE_LANES):"
     for i, name in enumerate(summed):
-        yield f"        {name}_first = partial_ptr + {i} * shares * kept_elements"
+        yield f"        {name}_first = partial_ptr + ({i} * shares).to(tl.int64) * kept_elements"
         yield (
             f"        {name}_total = fold_rows({name}_first, kept_elements, kept, inside, shares, SHARES, BLOCK_KEPT)"
         )

@@ -35,9 +35,8 @@ def check_against_reference(drive, weight, hidden, cell, ratio=None):
     errors = [torch.randn(size).to(drive) for size in (reference[0][1:].shape, hidden.shape, cell.shape)]
     sweep = (*errors, weight, *reference[1:])
     expected = lstm_recurrence_error_reference(*sweep)
-    for name, right, result in zip(
-        ("drive", "hidden", "cell"), expected, recurrence_error(*sweep, "ieee"), strict=True
-    ):
+    actual = recurrence_error(*sweep, "ieee")
+    for name, right, result in zip(("drive", "hidden", "cell"), expected, actual, strict=True):
         assert_close(f"{name} error", right, result, ratio)
 
 
@@ -96,10 +95,8 @@ def test_a_layer_and_every_gradient_equal_torchs(device):
     bias = layer.bias_ih_l0 + layer.bias_hh_l0
     prediction = lstm_predict(leaves[0], layer.weight_ih_l0, layer.weight_hh_l0, bias, *leaves[1:])
     torch.autograd.backward(list(prediction[:3]), [each.float() for each in errors])
-    for name, expected, actual in zip(
-        prediction._fields, (output, last_hidden[0], last_cell[0]), prediction, strict=False
-    ):
-        assert_close(name, expected, actual, ratio=2e-6)
+    for index, expected in enumerate((output, last_hidden[0], last_cell[0])):
+        assert_close(prediction._fields[index], expected, prediction[index], ratio=2e-6)
     for name, right, leaf in zip(("x", "hidden", "cell"), inputs, leaves, strict=True):
         assert_close(f"gradient of {name}", right.grad, leaf.grad, ratio=2e-6)
     for (name, right), parameter in zip(exact.named_parameters(), layer.parameters(), strict=True):

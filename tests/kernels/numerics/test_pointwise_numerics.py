@@ -41,7 +41,15 @@ def check(function, *inputs, ratio=None):
 FUNCTIONS = {
     "arithmetic": lambda x, y: (torch.add(x, y, alpha=-0.5) * 2 - (1 - x) / (y.abs() + 1), torch.sub(x, y, alpha=2)),
     "divisions": lambda x, y: (torch.div(x, y, rounding_mode="floor"), torch.div(x, y, rounding_mode="trunc")),
-    "powers": lambda x, y: (x**2 + y**3, (x.abs() + 0.1) ** 1.7, 1 / (x**2 + 1), (x * x + 1) ** -0.5, 2**y),
+    "powers": lambda x, y: (
+        x**2 + y**3,
+        (x.abs() + 0.1) ** 1.7,
+        1 / (x**2 + 1),
+        (x * x + 1) ** -0.5,
+        2**y,
+        x**0,
+        x**-3,
+    ),
     "roots": lambda x, y: (x.abs().sqrt(), (y.abs() + 0.1).rsqrt(), x.square(), -y),
     "exponentials": lambda x, y: (x.exp(), y.abs().log(), (0.01 * x).expm1(), (0.01 * y.abs()).log1p(), x.exp2()),
     "waves": lambda x, y: (x.sin(), y.cos(), x.erf(), x.floor() + y.ceil(), x.sign()),
@@ -186,6 +194,8 @@ def test_what_is_not_in_the_table_is_refused_by_name(device):
         assert operator in supports(graph)
         with pytest.raises(UsageError, match=operator):
             pointwise(graph)
+    with pytest.raises(UsageError, match="div of integers"):
+        pointwise(graph_of(lambda n: torch.div(n, 2, rounding_mode="floor"), x.long()))(x.long())
     with pytest.raises(UsageError, match="exponent 31"):
         pointwise(graph_of(lambda x: x**31, x))(x)
     with pytest.raises(UsageError, match="float64"):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
 from pccompile.kernels import layer_norm_predict, rms_norm_predict, row_norm_error, row_norm_error_into
+from pccompile.kernels.arrivals import FOLD, arrival_counters
 from pccompile.kernels.row_norm.configurations import Configuration
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
@@ -174,10 +175,11 @@ def test_every_gradient_equals_autograd(device, centred):
         assert_close(f"gradient of {name}", expected.grad, leaf.grad)
 
 
-def test_results_repeat_bit_for_bit(device):
+def test_results_repeat_bit_for_bit_and_counters_of_arrivals_end_as_they_began(device):
     norm = random_norm(device, (40, 33))
     for first, second in zip(row_norm_error(*norm.sweep), row_norm_error(*norm.sweep), strict=True):
         assert torch.equal(first, second)
+    assert not arrival_counters(norm.x.device, FOLD).any()
 
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
