@@ -205,7 +205,10 @@ def traffic_table() -> str:
 
 
 def _mib(found: int | None) -> str:
-    return "" if found is None else f"{found / MIB:#.3g}"
+    if found is None:
+        return ""
+    mib = found / MIB
+    return f"{mib:,.0f}" if mib >= 100 else f"{mib:.3g}"
 
 
 def _linear(batch: int, inputs: int, out: int, which: str) -> str:
