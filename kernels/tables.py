@@ -6,7 +6,8 @@ the configuration, and what the tuner has to say about its measurement. `python 
 files.
 
 Read are, in this order, `tuned.json` in the operation's folder and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once,
-when the kernels are imported. What does not fit is left out with a warning: no kernel fails for a tuned table.
+when the kernels are imported. What is corrupt, or by an
+estimate does not fit the architecture, is left out with a warning.
 """
 
 from __future__ import annotations
