@@ -6,8 +6,8 @@ the configuration, and what the tuner has to say about its measurement. `python 
 files.
 
 Read are, in this order, `tuned.json` in the operation's folder and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once,
-when the kernels are imported. What is corrupt, or by an
-estimate does not fit the architecture, is left out with a warning.
+when the kernels are imported. What is corrupt, or by an estimate does not fit the architecture, is left out with a
+warning.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 __all__ = ["FORMAT", "SHARED_BYTES", "Product", "cells", "overlaid", "problem_with", "shared_bytes", "tuned_files"]
@@ -33,17 +34,20 @@ Product = tuple[str, str, str]  # a configuration's fields: rows, columns and su
 Table = TypeVar("Table", bound=Mapping[Any, Any])
 
 
-def overlaid(operation: str, table: Table, products: Sequence[Product]) -> Table:
+def overlaid(
+    operation: str, table: Table, products: Sequence[Product], least: Mapping[str, int] = MappingProxyType({})
+) -> Table:
     """The table with the cells that tuned files have, in their place.
 
     Args:
         operation: its name, and that of its folder.
         table: configurations by architecture, precision and, in most tables, size.
         products: the products of matrices that a configuration's fields cut up.
+        least: the smallest value of a field, where the kernel needs one.
     """
     for path in tuned_files(operation):
         for entry in _entries(operation, path):
-            table = _with(table, entry, products, path)
+            table = _with(table, entry, products, least, path)
     return table
 
 
@@ -74,7 +78,12 @@ def shared_bytes(configuration: Any, products: Sequence[Product], precision: str
 
 
 def problem_with(
-    configuration: Any, shipped: Any, products: Sequence[Product], architecture: str, precision: str
+    configuration: Any,
+    shipped: Any,
+    products: Sequence[Product],
+    architecture: str,
+    precision: str,
+    least: Mapping[str, int] = MappingProxyType({}),
 ) -> str | None:
     """Why a configuration cannot be launched on an architecture, or None.
 
@@ -84,6 +93,7 @@ def problem_with(
         products: as for `overlaid`.
         architecture: a key of SHARED_BYTES; another has no budget.
         precision: "half", "tf32" or "ieee".
+        least: as for `overlaid`.
     """
     tiles = {name for product in products for name in product}
     for name, value in asdict(configuration).items():
@@ -91,6 +101,8 @@ def problem_with(
             continue
         if type(value) is not int or value < 0:
             return f"{name} is {value!r}, not a number"
+        if value < least.get(name, 0):
+            return f"{name} is {value}, less than {least[name]}"
         if name in tiles and not (_power_of_two(value) and value <= LARGEST_TILE):
             return f"{name} is {value}, not a power of two up to {LARGEST_TILE}"
         if name == "warps" and not (_power_of_two(value) and value <= MOST_WARPS):
@@ -119,7 +131,7 @@ def _entries(operation: str, path: Path) -> list[Any]:
     return entries
 
 
-def _with(table: Any, entry: Any, products: Sequence[Product], path: Path) -> Any:
+def _with(table: Any, entry: Any, products: Sequence[Product], least: Mapping[str, int], path: Path) -> Any:
     """The table with an entry's configuration in its cell, or as it is, with a warning."""
     try:
         keys = [entry[name] for name in ("architecture", "precision", "size") if entry.get(name) is not None]
@@ -129,8 +141,8 @@ def _with(table: Any, entry: Any, products: Sequence[Product], path: Path) -> An
         if isinstance(shipped, Mapping) or set(entry["configuration"]) != set(asdict(shipped)):
             raise ValueError("it does not have the fields of a cell of this table")
         configuration = replace(shipped, **entry["configuration"])
-        problem = problem_with(configuration, shipped, products, *keys[:2])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = problem_with(configuration, shipped, products, keys[0], keys[1], least)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:
         _warn(path, f"entry {_shown(entry)}: {problem}")

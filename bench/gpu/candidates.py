@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
 from pccompile.kernels.tables import Product, problem_with
@@ -15,7 +16,13 @@ WARPS = (4, 8)
 STAGES = (2, 3, 4, 5)
 
 
-def neighbours(configuration: Any, products: Sequence[Product], architecture: str, precision: str) -> list[Any]:
+def neighbours(
+    configuration: Any,
+    products: Sequence[Product],
+    architecture: str,
+    precision: str,
+    least: Mapping[str, int] = MappingProxyType({}),
+) -> list[Any]:
     """The configurations one change away that fit an architecture's shared memory.
 
     Args:
@@ -23,12 +30,13 @@ def neighbours(configuration: Any, products: Sequence[Product], architecture: st
         products: the products that its fields cut up.
         architecture: a key of pccompile.kernels.tables.SHARED_BYTES.
         precision: "half", "tf32" or "ieee".
+        least: the smallest value of a field, where the kernel needs one.
     """
     return [
         candidate
         for candidate in _changed(configuration, products)
         if candidate != configuration
-        and problem_with(candidate, configuration, products, architecture, precision) is None
+        and problem_with(candidate, configuration, products, architecture, precision, least) is None
     ]
 
 

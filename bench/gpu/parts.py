@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.gpu import operations, training
+from bench.gpu import training
 from bench.gpu.agreement import SMALL, TOLERANCES, cases_of, check_agreement
 from bench.gpu.check import files_of_tests, run_tests
 from bench.gpu.launch_counts import COUNTED, count_model
+from bench.gpu.linear_operations import PRECISIONS
+from bench.gpu.operations import OPERATIONS
 from bench.gpu.runner import CHECK, Part
 from bench.gpu.tune import Operation, tune_operation
 from bench.gpu.work import Work
@@ -87,8 +89,8 @@ def _tunings() -> list[Part]:
             480.0,
             _tuning(operation, precision),
         )
-        for operation in operations.OPERATIONS
-        for precision in operations.PRECISIONS
+        for operation in OPERATIONS
+        for precision in PRECISIONS
     ]
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +55,10 @@ class Operation(Protocol):
         """Those that its configurations cut up."""
 
     @property
+    def least(self) -> Mapping[str, int]:
+        """The smallest values of fields, where the kernel needs one."""
+
+    @property
     def shapes(self) -> Sequence[tuple[int, ...]]:
         """Those that it is tuned for."""
 
@@ -94,6 +99,7 @@ def tune_cell(
     precision: str,
     timer: Timer = event_medians,
     begin: Callable[[], None] = lambda: None,
+    least: Mapping[str, int] = MappingProxyType({}),
 ) -> Tuned:
     """The quickest configuration for some shapes.
 
@@ -104,13 +110,14 @@ def tune_cell(
         architecture, precision: of the cell.
         timer: times launches in turn.
         begin: is called before each round, and raises where there is no time for it.
+        least: the smallest values of fields, where the kernel needs one.
     """
     best, best_ratio, seen, refused = shipped, 1.0, {shipped}, 0
     shapes: dict[str, tuple[float, float]] = {}
     expected = {shape: _results(launcher(shipped)) for shape, launcher in launchers.items()}
     for _ in range(ROUNDS):
         begin()
-        around = [c for c in neighbours(best, products, architecture, precision) if c not in seen]
+        around = [c for c in neighbours(best, products, architecture, precision, least) if c not in seen]
         if not around:
             break
         seen.update(around)
@@ -147,7 +154,11 @@ def tune_operation(operation: Operation, precision: str, architecture: str) -> C
                 work.add(name, {"left_out": "no shape of the list has this size"})
                 continue
             launchers = {"x".join(map(str, shape)): operation.prepare(shape, precision) for shape in shapes}
-            tuned = tune_cell(shipped, operation.products, launchers, architecture, precision, begin=work.begin)
+            tuned = tune_cell(
+                *(shipped, operation.products, launchers, architecture, precision),
+                begin=work.begin,
+                least=operation.least,
+            )
             found = {**asdict(tuned), "architecture": architecture, "precision": precision, "size": size}
             work.add(name, found)
             torch.cuda.empty_cache()

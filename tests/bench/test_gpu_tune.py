@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
 from bench.gpu import tune
 from bench.gpu.candidates import neighbours
-from bench.gpu.operations import OPERATIONS, PRECISIONS, LinearError, LinearPredict
+from bench.gpu.conv_operations import ConvError, ConvPredict
+from bench.gpu.linear_operations import PRECISIONS, LinearError, LinearPredict
+from bench.gpu.operations import OPERATIONS
 from bench.gpu.tune import Launch, tune_cell, tune_operation, write_table
 from bench.gpu.work import OutOfTime, Work
 from pccompile.kernels.tables import cells, overlaid, shared_bytes
@@ -98,7 +101,9 @@ def test_candidates_are_one_change_away_and_fit_shared_memory():
     assert not any(c.stages == 5 for c in small)
 
 
-def test_no_tile_is_smaller_than_a_product_takes():
+def test_no_tile_is_smaller_than_the_kernel_takes():
+    assert min(c.rows for c in neighbours(SHIPPED, PRODUCTS, "sm_90", "half", {"rows": 64})) == 64
+    assert min(c.rows for c in neighbours(SHIPPED, PRODUCTS, "sm_90", "half")) == 32
     assert min(c.rows for c in neighbours(Tiles(16, 64, 16, 4, 3), PRODUCTS, "sm_90", "half")) == 16
 
 
@@ -107,6 +112,7 @@ class MadeUp:
 
     name = "made_up"
     products = PRODUCTS
+    least: ClassVar = {"rows": 32}
     shapes = ((1,), (2,))
 
     def __init__(self):
@@ -166,7 +172,7 @@ def test_every_cell_of_a_shipped_table_has_shapes_to_be_tuned_on(operation):
     for architecture in ("sm_90", "gfx942"):
         for precision in PRECISIONS:
             sizes = {operation.size_of(architecture, precision, shape) for shape in operation.shapes}
-            assert sizes == set(operation.cells(architecture, precision))
+            assert sizes == set(operation.cells(architecture, precision)) - {"direct"}
     assert list(cells(operation.cells("sm_90", "half")))
 
 
@@ -175,4 +181,9 @@ def test_the_operations_prepare_launches_whose_results_are_all_that_they_write()
     assert [tuple(result.shape) for result in predict.results] == [(5, 3), (5, 3)]
     error = LinearError(device="cpu").prepare((5, 4, 3), "ieee")(None)
     assert [tuple(result.shape) for result in error.results] == [(5, 4), (3, 4), (3,)]
+    shape = (2, 3, 5, 4, 3, 2)
+    predict_images = ConvPredict(device="cpu").prepare(shape, "half")(None)
+    assert [tuple(result.shape) for result in predict_images.results] == [(2, 4, 3, 3)] * 2
+    error_images = ConvError(device="cpu").prepare(shape, "half")(None)
+    assert [tuple(result.shape) for result in error_images.results] == [(2, 3, 5, 5), (4, 3, 3, 3), (4,)]
     assert predict.results[0].dtype is torch.bfloat16 and error.results[0].dtype is torch.float32

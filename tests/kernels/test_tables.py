@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 import pytest
 
 from pccompile.kernels import tables
+from pccompile.kernels.conv_error import configurations as conv_error_configurations
+from pccompile.kernels.conv_predict import configurations as conv_predict_configurations
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_predict import configurations as predict_configurations
 from pccompile.kernels.tables import SHARED_BYTES, cells, overlaid, problem_with, shared_bytes
@@ -23,6 +25,12 @@ class Tiles:
     stages: int
 
 
+MODULES = {
+    "linear_predict": predict_configurations,
+    "linear_error": error_configurations,
+    "conv_predict": conv_predict_configurations,
+    "conv_error": conv_error_configurations,
+}
 PRODUCTS = (("rows", "columns", "terms"),)
 SHIPPED = Tiles(64, 64, 32, 4, 3)
 TABLE = {"sm_90": {"half": {"large": SHIPPED, "small": SHIPPED}}, "interpreter": {"half": {"large": SHIPPED}}}
@@ -112,9 +120,16 @@ def test_a_file_of_another_format_or_operation_is_ignored_with_a_warning(overlay
 
 
 def test_every_shipped_configuration_is_one_that_a_file_may_have():
-    for module in (predict_configurations, error_configurations):
+    for module in MODULES.values():
         for (architecture, precision, _), shipped in cells(module.CONFIGURATIONS):
-            assert problem_with(shipped, shipped, module.PRODUCTS, architecture, precision) is None
+            least = getattr(module, "LEAST", {})
+            assert problem_with(shipped, shipped, module.PRODUCTS, architecture, precision, least) is None
+
+
+def test_a_field_may_have_a_least_value():
+    small = replace(SHIPPED, rows=32)
+    assert problem_with(small, SHIPPED, PRODUCTS, "sm_90", "half") is None
+    assert problem_with(small, SHIPPED, PRODUCTS, "sm_90", "half", {"rows": 64}) == "rows is 32, less than 64"
 
 
 def test_shared_memory_is_that_of_the_largest_product_times_the_stages():
@@ -124,9 +139,9 @@ def test_shared_memory_is_that_of_the_largest_product_times_the_stages():
     assert set(SHARED_BYTES) == {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
-@pytest.mark.parametrize("operation", ["linear_predict", "linear_error"])
+@pytest.mark.parametrize("operation", MODULES)
 def test_the_kernels_read_what_the_variable_points_to(tmp_path, operation):
-    module = {"linear_predict": predict_configurations, "linear_error": error_configurations}[operation]
+    module = MODULES[operation]
     tuned = asdict(module.CONFIGURATIONS["sm_90"]["half"]["small"]) | {"warps": 2}
     content = {"format": 1, "operation": operation, "entries": [entry(tuned)]}
     (tmp_path / f"{operation}.json").write_text(json.dumps(content))
