@@ -58,7 +58,7 @@ MEASURED: dict[str, Model] = {
 }
 
 
-def time_model(name: str, rules: tuple[str, ...]) -> Callable[[Work], None]:
+def time_model(name: str, rules: tuple[str, ...], device: str = "cuda") -> Callable[[Work], None]:
     """A part that times a model under some rules, beside autograd's modes and, under strict, peers."""
 
     def run(work: Work) -> None:
@@ -70,7 +70,7 @@ def time_model(name: str, rules: tuple[str, ...]) -> Callable[[Work], None]:
             backends=tuple(backend for backend in BACKENDS if backend in backend_names()),
             peers=PEERS,
             torch2pc=None,
-            device="cuda",
+            device=device,
             threads=2,
             effort=EFFORT,
             compile_times=False,

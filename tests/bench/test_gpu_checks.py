@@ -1,12 +1,13 @@
 """What the campaign on a GPU finds wrong, tried on the CPU."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from bench.gpu import agreement
+from bench.gpu import agreement, training
 from bench.gpu.agreement import Case, cases_of, check_agreement, gradients_in_turn, judge
 from bench.gpu.launch_counts import count_model, item_of, parametric_layers, target
 from bench.gpu.training import LARGE, MEASURED
@@ -14,6 +15,8 @@ from bench.gpu.work import Status, Work, attempt
 from bench.steps.ceiling import multiply_ceiling
 from bench.steps.models import MODELS, Model
 from bench.steps.networks import ResNet18
+from bench.steps.results import Row
+from bench.steps.results import Status as RowStatus
 from bench.steps.task import Task
 from pccompile.errors import UsageError
 
@@ -178,6 +181,37 @@ def test_the_large_model_is_compared_in_its_own_precision():
     )
     task = Task.of(small, "cpu")
     assert task.dtype is torch.bfloat16 and task.tolerance == LARGE.tolerance
+
+
+@pytest.fixture
+def timed(monkeypatch, tmp_path):
+    """Runs a part that times, where measuring gives rows with these statuses."""
+
+    def run(*statuses, before=False):
+        def measure_all(results, choice, folder, start, models):
+            assert choice.limit == pytest.approx(400.0 - training.TIMING_SECONDS, abs=5.0)
+            results.rows += [Row("mlp", "zil", str(i), status, "why") for i, status in enumerate(statuses)]
+
+        monkeypatch.setattr(training, "measure_all", measure_all)
+        work = Work(tmp_path / "parts" / "time-mlp.json", {}, time.monotonic() + 400.0)
+        if before:
+            work.add("results", {})
+        return attempt(training.time_model("mlp", ("zil",), "cpu"), work)
+
+    return run
+
+
+def test_contestants_left_out_for_want_of_time_are_timed_by_one_more_run(timed):
+    assert timed(RowStatus.MEASURED).status is Status.DONE
+    late = timed(RowStatus.MEASURED, RowStatus.LEFT_OUT)
+    assert late.status is Status.UNFINISHED and "zil 1" in late.message
+    assert timed(RowStatus.MEASURED, RowStatus.LEFT_OUT, before=True).status is Status.DONE
+
+
+def test_wrong_gradients_fail_a_part_that_times_and_what_raises_does_not(timed):
+    assert timed(RowStatus.MEASURED, RowStatus.RAISED).status is Status.DONE
+    wrong = timed(RowStatus.WRONG, RowStatus.LEFT_OUT)
+    assert wrong.status is Status.FAILED and "mlp: zil 0: why" in wrong.message
 
 
 def test_the_ceiling_is_measured_in_the_dtype_asked_for(monkeypatch):
