@@ -41,7 +41,7 @@ class Configuration:
 
 
 _DIRECT = Configuration(64, 32, 16, 64, 32, 16, 8, 2)
-_NARROW = Configuration(64, 32, 32, 64, 32, 32, 4, 2)
+_NARROW = Configuration(64, 32, 32, 64, 32, 32, 8, 2)
 _SQUARE = Configuration(64, 64, 32, 64, 64, 32, 8, 2)
 _IEEE = {"product": Configuration(64, 64, 16, 64, 64, 16, 8, 2), "direct": _DIRECT}
 
