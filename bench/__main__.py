@@ -2,9 +2,9 @@
 
 import argparse
 
-from bench import chain, operators, steps
+from bench import chain, gpu, operators, steps
 
-BENCHMARKS = {"chain": chain, "operators": operators}
+BENCHMARKS = {"chain": chain, "gpu": gpu, "operators": operators}
 
 
 def main() -> None:

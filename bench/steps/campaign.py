@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bench.steps.compile_time import cold_and_warm
 from bench.steps.contestants import Contestant, autograd_contestants, backend_names, rule_contestants
 from bench.steps.machine import machine_facts, set_up, versions
 from bench.steps.measure import Deadline, measure
-from bench.steps.models import MODELS, QUICK
+from bench.steps.models import MODELS, QUICK, Model
 from bench.steps.peers import PEERS, peer_contestants
 from bench.steps.progress import Display
 from bench.steps.report import markdown, write_between_markers
@@ -87,7 +88,9 @@ def begin(choice: Choice, command: str, date: str) -> Results:
     return Results(command, date, machine_facts(choice.device), versions(), options)
 
 
-def measure_all(results: Results, choice: Choice, folder: Path, start: float) -> None:
+def measure_all(
+    results: Results, choice: Choice, folder: Path, start: float, models: Mapping[str, Model] = MODELS
+) -> None:
     """Measure every model; the JSON in `folder` is written after each, so that no result is lost."""
     folder.mkdir(parents=True, exist_ok=True)
     count = len(choice.models)
@@ -95,7 +98,7 @@ def measure_all(results: Results, choice: Choice, folder: Path, start: float) ->
     deadlines = [Deadline.after(share) for share in shares]
     with Display(Console(), count) as display:
         for name, deadline in zip(choice.models, deadlines, strict=True):
-            task = Task.of(MODELS[name], choice.device)
+            task = Task.of(models[name], choice.device)
             contestants = _contestants(choice, task)
             facts, rows = measure(task, contestants, choice.device, choice.effort, display, deadline)
             results.models.append(facts)

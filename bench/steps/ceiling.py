@@ -14,10 +14,10 @@ __all__ = ["CountedOperations", "multiply_ceiling"]
 SIZES = {"cpu": 2048, "cuda": 8192}
 
 
-def multiply_ceiling(device: str, seconds: float = 1.0) -> float:
-    """Floating-point operations a second of torch.mm in float32: the best of a few."""
+def multiply_ceiling(device: str, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of torch.mm in a dtype: the best of a few."""
     size = SIZES[device]
-    a, b, out = (torch.randn(size, size, device=device) for _ in range(3))
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
     times: list[float] = []
     while len(times) < 2 or sum(times) < seconds:
         start = time.perf_counter()

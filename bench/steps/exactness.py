@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.steps.models import TOLERANCE
 from bench.steps.task import Gradients
 
-__all__ = ["TOLERANCE", "Agreement", "compare"]
+__all__ = ["Agreement", "compare"]
 
-TOLERANCE = 1e-3  # of a parameter's gradient, in float32; compilers reorder sums
 FLOOR = 1e-5  # of all gradients together: what a gradient that ought to be zero may be
 
 
@@ -32,8 +32,15 @@ class Agreement:
     wrong: tuple[str, ...] = ()
 
 
-def compare(found: Gradients, expected: Gradients, reference: str) -> Agreement:
-    """Hold each gradient to its reference."""
+def compare(found: Gradients, expected: Gradients, reference: str, tolerance: float = TOLERANCE) -> Agreement:
+    """Hold each gradient to its reference.
+
+    Args:
+        found: what is compared.
+        expected: what is right.
+        reference: the rule whose reference it is.
+        tolerance: of each gradient's length.
+    """
     scale = math.hypot(*(_norm(gradient) for gradient in expected.values()))
     differences: list[float] = []
     wrong = [name for name in found if name not in expected]
@@ -46,7 +53,7 @@ def compare(found: Gradients, expected: Gradients, reference: str) -> Agreement:
             difference = _norm(gradient.double() - right.double())
             equal = equal and torch.equal(gradient, right)
         differences.append(difference)
-        if not difference <= TOLERANCE * _norm(right) + FLOOR * scale:  # not <=: true of NaN as well
+        if not difference <= tolerance * _norm(right) + FLOOR * scale:  # not <=: true of NaN as well
             wrong.append(name)
     error = math.hypot(*differences)
     return Agreement(reference, error / scale if scale else error, equal, tuple(wrong))

@@ -38,6 +38,7 @@ def machine_facts(device: str) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(),
             "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory,
             "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
             "cudnn": torch.backends.cudnn.version(),
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,

@@ -97,14 +97,18 @@ def measure(
     for name, seconds in time_steps(ready, effort, failed, progress.advance).items():
         rows[name].seconds = seconds
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    return ModelFacts(task.name, task.title, parameters, multiply_ceiling(device)), list(rows.values())
+    dtype = str(task.dtype).removeprefix("torch.")
+    facts = ModelFacts(task.name, task.title, parameters, multiply_ceiling(device, task.dtype), dtype)
+    return facts, list(rows.values())
 
 
 def _checked(task: Task, contestant: Contestant, device: str, row: Row) -> Prepared:
     """The contestant, with its gradients compared and its memory and launches counted."""
     task.reset()
     prepared = contestant.prepare(task)
-    row.agreement = compare(prepared.gradients(), task.reference(prepared.reference), prepared.reference)
+    row.agreement = compare(
+        prepared.gradients(), task.reference(prepared.reference), prepared.reference, task.tolerance
+    )
     row.flops = task.flops.get("autograd" if prepared.reference == "zil" else prepared.reference)
     if row.agreement.wrong:
         row.status, row.reason = Status.WRONG, f"the gradients of {', '.join(row.agreement.wrong)} are wrong"

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from bench.steps.networks import GPT, CharacterLSTM, ResNet18
 from pccompile.demo.models import cnn
 
-__all__ = ["MODELS", "QUICK", "Model"]
+__all__ = ["MODELS", "QUICK", "TOLERANCE", "Model"]
+
+TOLERANCE = 1e-3  # of the length of a parameter's gradient, in float32; compilers reorder sums
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -34,6 +36,7 @@ class Model:
         loss: loss(outputs, targets), a mean over the batch.
         step_size: of strict and incremental inference; smaller where 0.1 diverges, which costs the same time.
         peers: other libraries are timed on it.
+        tolerance: of a gradient's length, more than rounding in the dtype of the model.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Model:
     loss: Loss = F.cross_entropy
     step_size: float = 0.1
     peers: bool = False
+    tolerance: float = TOLERANCE
 
 
 def _mlp(activation: type[nn.Module]) -> nn.Sequential:

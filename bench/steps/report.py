@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.steps.results import Results, Row, Status
 
-__all__ = ["markdown", "write_between_markers"]
+__all__ = ["TITLES", "as_milliseconds", "markdown", "table_line", "write_between_markers"]
 
 TITLES = {
     "autograd": "Backpropagation (the references)",
@@ -16,7 +16,7 @@ TITLES = {
     "strict": "Strict, T = 20",
     "incremental": "Incremental, T = 20",
 }
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+NAME = "results"
 MIB = 2**20
 
 
@@ -27,17 +27,18 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a page.
+def write_between_markers(path: Path, text: str, name: str = NAME) -> None:
+    """Replace what stands between the markers `<!-- NAME -->` and `<!-- end of NAME -->` of a page.
 
     Raises:
         ValueError: the page has no such place.
     """
+    opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
     page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} ... {END}")
+        raise ValueError(f"{path} has no {opening} ... {closing}")
     path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
@@ -55,9 +56,10 @@ def _machine(results: Results) -> str:
         f"commit {versions['commit']}" if "commit" in versions else None,
     ]
     ceilings = ", ".join(f"{facts.name} {facts.ceiling / 1e9:.0f}" for facts in results.models)
+    dtypes = ", ".join(dict.fromkeys(facts.dtype for facts in results.models)) or "float32"
     return (
         f"`{results.command}`, {results.date}, {results.seconds / 60:.0f} minutes\n\n"
-        f"{', '.join(filter(None, facts))}. float32.{_load(machine.get('load_average'))}\n\n"
+        f"{', '.join(filter(None, facts))}. {dtypes}.{_load(machine.get('load_average'))}\n\n"
         f"GFLOP/s of a large `torch.mm`, measured with each model: {ceilings}."
     )
 
@@ -71,7 +73,7 @@ Column = tuple[str, Callable[[Results, Row], str]]
 
 def _columns() -> list[Column]:
     return [
-        ("ms a step", lambda results, row: _milliseconds(row.median)),
+        ("ms a step", lambda results, row: as_milliseconds(row.median)),
         ("quartiles", lambda results, row: _quartiles(row)),
         ("× autograd", lambda results, row: _ratio(results.ratio(row, results.eager(row.model)))),
         ("× torch.compile", lambda results, row: _ratio(results.ratio(row, results.compiled(row.model)))),
@@ -92,8 +94,8 @@ def _section(results: Results, rule: str) -> str:
     cells = [(title, column) for title, column in cells if any(column)]  # what nobody has is no column
     left = [("model", [row.model for row in rows]), ("run by", [row.backend for row in rows])]
     header = [title for title, _ in left + cells]
-    lines = [_line(header), _line(["---"] * 2 + ["---:"] * (len(header) - 2))]
-    lines += [_line(line) for line in zip(*(column for _, column in left + cells), strict=True)]
+    lines = [table_line(header), table_line(["---"] * 2 + ["---:"] * (len(header) - 2))]
+    lines += [table_line(line) for line in zip(*(column for _, column in left + cells), strict=True)]
     return f"### {TITLES[rule]}\n\n" + "\n".join(lines)
 
 
@@ -101,17 +103,25 @@ def _troubles(results: Results) -> str:
     rows = [row for row in results.rows if row.reason]
     if not rows:
         return ""
-    lines = [_line((row.model, row.rule, row.backend, row.status.value, row.reason or "")) for row in rows]
+    lines = [table_line((row.model, row.rule, row.backend, row.status.value, row.reason or "")) for row in rows]
     return "\n".join(
-        ["### What did not work", "", _line(("model", "rule", "run by", "", "why")), _line(["---"] * 5), *lines]
+        [
+            "### What did not work",
+            "",
+            table_line(("model", "rule", "run by", "", "why")),
+            table_line(["---"] * 5),
+            *lines,
+        ]
     )
 
 
-def _line(cells: object) -> str:
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"  # type: ignore[attr-defined]
+def table_line(cells: Iterable[object]) -> str:
+    """A row of a markdown table."""
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
-def _milliseconds(seconds: float | None) -> str:
+def as_milliseconds(seconds: float | None) -> str:
+    """Three figures; nothing for what was not measured."""
     if seconds is None:
         return ""
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:#.3g}"
@@ -121,7 +131,7 @@ def _quartiles(row: Row) -> str:
     if row.quartiles is None:
         return ""
     lower, _, upper = row.quartiles
-    return f"{_milliseconds(lower)} to {_milliseconds(upper)}"
+    return f"{as_milliseconds(lower)} to {as_milliseconds(upper)}"
 
 
 def _ratio(ratio: float | None) -> str:

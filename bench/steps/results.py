@@ -70,12 +70,13 @@ class Row:
 
 @dataclass
 class ModelFacts:
-    """A model of the run; ceiling is that of torch.mm, in operations a second, measured with the model."""
+    """A model of the run; ceiling is that of torch.mm in its dtype, in operations a second, measured with the model."""
 
     name: str
     title: str
     parameters: int
     ceiling: float
+    dtype: str = "float32"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import nn
 
 import pccompile
 from bench.steps.ceiling import CountedOperations
-from bench.steps.models import Loss, Model
+from bench.steps.models import TOLERANCE, Loss, Model
 from pccompile.rules import Rule
 
 __all__ = ["LEARNING_RATE", "RULES", "STEPS", "TORCH2PC_RULE", "Gradients", "Prepared", "SummingSGD", "Task"]
@@ -64,6 +64,7 @@ class Task:
     loss: Loss
     step_size: float = 0.1
     peers: bool = False
+    tolerance: float = TOLERANCE
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
     references: dict[str, Gradients] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)
@@ -75,7 +76,8 @@ class Task:
         module = model.build().to(device).train()
         inputs, target = (part.to(device) for part in model.batch())
         initial = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        return cls(model.name, model.title, module, inputs, target, model.loss, model.step_size, model.peers, initial)
+        given = (model.loss, model.step_size, model.peers, model.tolerance)
+        return cls(model.name, model.title, module, inputs, target, *given, initial)
 
     def reset(self) -> None:
         """Put the parameters and buffers back, and drop the gradients."""
@@ -92,13 +94,18 @@ class Task:
         self.reset()
         return found
 
-    def compiled(self, rule: str, backend: str) -> pccompile.PCModule:
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the model's parameters."""
+        return next(self.model.parameters()).dtype
+
+    def compiled(self, rule: str, backend: str, cuda_graph: bool | str = "auto") -> pccompile.PCModule:
         """The model under a rule, with the loss inside."""
         if rule == TORCH2PC_RULE:
             made: Rule = pccompile.Strict(STEPS, self.step_size, learn_errors="previous", batch_energy="as_given")
         else:
             made = RULES[rule](self.step_size)
-        return pccompile.compile(self.model, made, loss_fn=self.loss, backend=backend)
+        return pccompile.compile(self.model, made, loss_fn=self.loss, backend=backend, cuda_graph=cuda_graph)
 
     def reference(self, rule: str) -> Gradients:
         """What contestants of a rule are held to: autograd's gradients, or the eager back end's; kept."""

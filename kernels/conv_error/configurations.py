@@ -1,7 +1,8 @@
 """Tiles, warps and stages of conv_error, per architecture and arithmetic. Starting values, not yet measured.
 
-"large" fills the device with big tiles; "small" is for batches and layers that would leave it idle; "direct" is for
-narrow groups. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "large" fills the device with big tiles; "small" is for
+batches and layers that would leave it idle; "direct" is for narrow groups. sm_80's tables stay below 99 KiB of shared
+memory, all that its relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Product, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for", "splits_for"]
+__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for", "splits_for"]
 
 _LEAST_TILES_PER_SPLIT = 8
 _MOST_SPLITS = 64
@@ -50,7 +52,8 @@ _IEEE = {
     "direct": _DIRECT,
 }
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         precision: {
             "large": Configuration(64, 64, 32, 64, 64, 32, 8, 3),
@@ -102,6 +105,12 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
 }
+
+PRODUCTS: tuple[Product, ...] = (
+    ("parent_rows", "parent_in", "parent_out"),
+    ("gradient_out", "gradient_in", "gradient_rows"),
+)
+CONFIGURATIONS: _Table = overlaid("conv_error", _SHIPPED, PRODUCTS)
 
 
 def configuration_for(

@@ -1,8 +1,9 @@
 """Tiles, warps and stages of conv_predict, per architecture and arithmetic. Starting values, not yet measured.
 
-"large" fills the device with big tiles; "small" is for batches and layers that would leave it idle; "direct" is for
-narrow groups. Tiles have at least as many rows as the largest pooling window has positions. sm_80's tables stay below
-99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "large" fills the device with big tiles; "small" is for
+batches and layers that would leave it idle; "direct" is for narrow groups. Tiles have at least as many rows as the
+largest pooling window has positions. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86,
+sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Product, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "LEAST", "PRODUCTS", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Configuration:
 _DIRECT = Configuration(64, 32, 16, 4, 2)
 _IEEE = {"large": Configuration(64, 64, 16, 8, 3), "small": Configuration(64, 32, 16, 4, 3), "direct": _DIRECT}
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {
             "large": Configuration(128, 64, 32, 8, 3),
@@ -90,6 +93,10 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
 }
+
+PRODUCTS: tuple[Product, ...] = (("block_rows", "block_out", "block_in"),)
+LEAST = {"block_rows": 64}  # the positions of the largest pooling window
+CONFIGURATIONS: _Table = overlaid("conv_predict", _SHIPPED, PRODUCTS, LEAST)
 
 
 def configuration_for(

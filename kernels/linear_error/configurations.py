@@ -1,7 +1,8 @@
 """Tiles, warps and stages of linear_error, per architecture and arithmetic. Starting values, not yet measured.
 
-"large" fills the device with big tiles; "small" is for batches and layers that would leave it idle. sm_80's tables
-stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "large" fills the device with big tiles; "small" is for batches
+and layers that would leave it idle. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86,
+sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Product, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Configuration:
 _SMALL_IEEE = Configuration(32, 32, 16, 32, 32, 16, 4, 3)
 _LARGE_IEEE = Configuration(64, 64, 16, 64, 64, 16, 8, 3)
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {
             "large": Configuration(64, 128, 32, 64, 128, 32, 8, 3),
@@ -94,6 +97,12 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
 }
+
+PRODUCTS: tuple[Product, ...] = (
+    ("parent_batch", "parent_in", "parent_out"),
+    ("gradient_out", "gradient_in", "gradient_batch"),
+)
+CONFIGURATIONS: _Table = overlaid("linear_error", _SHIPPED, PRODUCTS)
 
 
 def configuration_for(

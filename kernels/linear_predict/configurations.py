@@ -1,7 +1,8 @@
 """Tiles, warps and stages of linear_predict, per architecture and arithmetic. Starting values, not yet measured.
 
-"large" fills the device with big tiles; "small" is for batches and layers that would leave it idle. sm_80's tables
-stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "large" fills the device with big tiles; "small" is for batches
+and layers that would leave it idle. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86,
+sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Product, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Configuration:
     group: int = 8
 
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {"large": Configuration(128, 128, 32, 8, 4), "small": Configuration(32, 64, 64, 4, 4)},
         "tf32": {"large": Configuration(128, 64, 32, 8, 3), "small": Configuration(32, 64, 32, 4, 4)},
@@ -58,6 +61,9 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         precision: {"large": Configuration(32, 32, 32, 1, 1, group=2)} for precision in ("half", "tf32", "ieee")
     },
 }
+
+PRODUCTS: tuple[Product, ...] = (("block_batch", "block_out", "block_in"),)
+CONFIGURATIONS: _Table = overlaid("linear_predict", _SHIPPED, PRODUCTS)
 
 
 def configuration_for(architecture: Architecture, precision: str, batch: int, out: int) -> Configuration:

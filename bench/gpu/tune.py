@@ -1,0 +1,210 @@
+"""Looks for the quickest configuration of each cell of an operation's table, by going from neighbour to neighbour.
+
+A cell is an architecture's, a precision's and a size's. Its shapes are those that the shipped table gives to it; what
+is minimised is the geometric mean, over its shapes, of a configuration's time by the shipped one's, both timed in
+turn. A configuration that cannot be launched, or whose results differ from the shipped one's, is none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+
+from bench.gpu.candidates import neighbours
+from bench.gpu.timing import Timer, event_medians
+from bench.gpu.work import Work
+from pccompile.kernels.tables import FORMAT, Product
+
+__all__ = ["Launch", "Operation", "Tuned", "tune_cell", "tune_operation", "write_table"]
+
+ROUNDS = 6
+GAIN = 0.98  # a configuration has to be so much quicker to be taken
+CELL_SECONDS = 60.0
+ERRORS = {"half": 2e-2, "tf32": 5e-3, "ieee": 1e-5}  # RMS of the difference by RMS of the shipped one's result
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that is ready.
+
+    Attributes:
+        run: launches.
+        results: the tensors that it writes.
+    """
+
+    run: Callable[[], object]
+    results: Sequence[torch.Tensor]
+
+
+class Operation(Protocol):
+    """What can be tuned."""
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+
+    @property
+    def products(self) -> Sequence[Product]:
+        """Those that its configurations cut up."""
+
+    @property
+    def least(self) -> Mapping[str, int]:
+        """The smallest values of fields, where the kernel needs one."""
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, ...]]:
+        """Those that it is tuned for."""
+
+    def cells(self, architecture: str, precision: str) -> Mapping[str | None, Any]:
+        """The shipped configurations by size; None is the size of a table without sizes."""
+
+    def size_of(self, architecture: str, precision: str, shape: tuple[int, ...]) -> str | None:
+        """The size whose configuration a shape gets."""
+
+    def prepare(self, shape: tuple[int, ...], precision: str) -> Callable[[Any], Launch]:
+        """Tensors of a shape, and the launch for a configuration of an operation on them."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found for a cell.
+
+    Attributes:
+        configuration: the quickest.
+        ratio: its time by the shipped one's, a geometric mean over the shapes; below one is quicker.
+        tried: how many configurations were launched.
+        refused: how many could not be, or gave something else.
+        shapes: seconds by shape, of the shipped one and of the quickest.
+    """
+
+    configuration: Any
+    ratio: float
+    tried: int
+    refused: int
+    shapes: dict[str, tuple[float, float]]
+
+
+def tune_cell(
+    shipped: Any,
+    products: Sequence[Product],
+    launchers: Mapping[str, Callable[[Any], Launch]],
+    architecture: str,
+    precision: str,
+    timer: Timer = event_medians,
+    begin: Callable[[], None] = lambda: None,
+    least: Mapping[str, int] = MappingProxyType({}),
+) -> Tuned:
+    """The quickest configuration for some shapes.
+
+    Args:
+        shipped: the configuration to begin with, and to compare with.
+        products: the products of matrices that its fields cut up.
+        launchers: for each shape, by name, the launch of a configuration.
+        architecture, precision: of the cell.
+        timer: times launches in turn.
+        begin: is called before each round, and raises where there is no time for it.
+        least: the smallest values of fields, where the kernel needs one.
+    """
+    best, best_ratio, seen, refused = shipped, 1.0, {shipped}, 0
+    shapes: dict[str, tuple[float, float]] = {}
+    expected = {shape: _results(launcher(shipped)) for shape, launcher in launchers.items()}
+    for _ in range(ROUNDS):
+        begin()
+        around = [c for c in neighbours(best, products, architecture, precision, least) if c not in seen]
+        if not around:
+            break
+        seen.update(around)
+        ratios: dict[Any, list[tuple[float, float]]] = {candidate: [] for candidate in around}
+        for shape, launcher in launchers.items():
+            launches = {candidate: _usable(launcher, candidate, expected[shape], precision) for candidate in ratios}
+            ratios = {candidate: ratios[candidate] for candidate, launch in launches.items() if launch is not None}
+            timed = {"shipped": launcher(shipped).run}
+            timed |= {str(index): launches[c].run for index, c in enumerate(ratios)}  # type: ignore[union-attr]
+            seconds = timer(timed)
+            for index, candidate in enumerate(ratios):
+                ratios[candidate].append((seconds["shipped"], seconds[str(index)]))
+        refused += len(around) - len(ratios)
+        means = {candidate: _mean_ratio(pairs) for candidate, pairs in ratios.items()}
+        quickest = min(means, key=means.__getitem__, default=None)
+        if quickest is None or means[quickest] > GAIN * best_ratio:
+            break
+        best, best_ratio = quickest, means[quickest]
+        shapes = dict(zip(launchers, ratios[quickest], strict=True))
+    return Tuned(best, best_ratio, len(seen) - 1, refused, shapes)
+
+
+def tune_operation(operation: Operation, precision: str, architecture: str) -> Callable[[Work], None]:
+    """A part that tunes an operation in a precision, a cell at a time, and writes its table."""
+
+    def run(work: Work) -> None:
+        for size, shipped in operation.cells(architecture, precision).items():
+            name = str(size)
+            if name in work.items:
+                continue
+            work.begin(CELL_SECONDS)
+            shapes = [s for s in operation.shapes if operation.size_of(architecture, precision, s) == size]
+            if not shapes:
+                work.add(name, {"left_out": "no shape of the list has this size"})
+                continue
+            launchers = {"x".join(map(str, shape)): operation.prepare(shape, precision) for shape in shapes}
+            tuned = tune_cell(
+                *(shipped, operation.products, launchers, architecture, precision),
+                begin=work.begin,
+                least=operation.least,
+            )
+            found = {**asdict(tuned), "architecture": architecture, "precision": precision, "size": size}
+            work.add(name, found)
+            torch.cuda.empty_cache()
+        write_table(operation.name, work.folder)
+
+    return run
+
+
+def write_table(operation: str, folder: Path) -> Path | None:
+    """Write what all parts found for an operation as the table that the kernels read; None: nothing was quicker."""
+    records = sorted((folder / "parts").glob(f"tune-{operation}-*.json"))
+    items = [item for path in records for item in json.loads(path.read_text(encoding="utf-8"))["items"].values()]
+    entries = [item for item in items if "configuration" in item and item["ratio"] < 1.0]
+    if not entries:
+        return None
+    path = folder / "tuned" / f"{operation}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "operation": operation, "entries": entries}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _results(launch: Launch) -> list[torch.Tensor]:
+    for result in launch.results:
+        result.fill_(torch.nan)
+    launch.run()
+    return [result.clone() for result in launch.results]
+
+
+def _usable(
+    launcher: Callable[[Any], Launch], candidate: Any, expected: Sequence[torch.Tensor], precision: str
+) -> Launch | None:
+    """The launch of a candidate, unless it fails or gives something else."""
+    try:
+        launch = launcher(candidate)
+        found = _results(launch)
+    except Exception:  # out of resources, or what the compiler cannot do
+        return None
+    right = all(_error(a, b) <= ERRORS[precision] for a, b in zip(found, expected, strict=True))
+    return launch if right else None
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    difference, scale = (found.double() - expected.double()).norm(), expected.double().norm()
+    return float(difference / scale) if scale > 0 else float(difference)
+
+
+def _mean_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return math.exp(sum(math.log(new / old) for old, new in pairs) / len(pairs))

@@ -1,0 +1,170 @@
+"""Tables of configurations that a tuner measured, laid over those that the kernels ship.
+
+A file of an operation is JSON: {"format": 1, "operation": NAME, "entries": [ENTRY, ...]}. An entry names the cell of
+the operation's table that it replaces (architecture, precision and, where the table has them, size), the fields of
+the configuration, and what the tuner has to say about its measurement. `python -m bench gpu --part tune` writes such
+files.
+
+Read are, in this order, `tuned.json` in the operation's folder and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once,
+when the kernels are imported. What is corrupt, or by an estimate does not fit the architecture, is left out with a
+warning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+__all__ = ["FORMAT", "SHARED_BYTES", "Product", "cells", "overlaid", "problem_with", "shared_bytes", "tuned_files"]
+
+FORMAT = 1
+DIRECTORY = "PCCOMPILE_TUNED_DIR"
+# Shared memory of one program; sm_80's tables serve sm_86, sm_89 and sm_120 as well, hence less than its 163 KiB.
+SHARED_BYTES = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+BYTES = {"half": 2, "tf32": 4, "ieee": 4}  # of an operand
+MOST_WARPS, MOST_STAGES, LARGEST_TILE = 16, 8, 512
+
+Product = tuple[str, str, str]  # a configuration's fields: rows, columns and summed terms of a product's tile
+Table = TypeVar("Table", bound=Mapping[Any, Any])
+
+
+def overlaid(
+    operation: str, table: Table, products: Sequence[Product], least: Mapping[str, int] = MappingProxyType({})
+) -> Table:
+    """The table with the cells that tuned files have, in their place.
+
+    Args:
+        operation: its name, and that of its folder.
+        table: configurations by architecture, precision and, in most tables, size.
+        products: the products of matrices that a configuration's fields cut up.
+        least: the smallest value of a field, where the kernel needs one.
+    """
+    for path in tuned_files(operation):
+        for entry in _entries(operation, path):
+            table = _with(table, entry, products, least, path)
+    return table
+
+
+def tuned_files(operation: str) -> list[Path]:
+    """The files that are there, the one that has the last word last."""
+    files = [Path(__file__).parent / operation / "tuned.json"]
+    if os.environ.get(DIRECTORY):
+        files.append(Path(os.environ[DIRECTORY]) / f"{operation}.json")
+    return [path for path in files if path.is_file()]
+
+
+def cells(table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every configuration of a table with its keys."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            for keys, configuration in cells(value):
+                yield (key, *keys), configuration
+        else:
+            yield (key,), value
+
+
+def shared_bytes(configuration: Any, products: Sequence[Product], precision: str) -> int:
+    """Bytes of the operands' tiles that the largest product holds in shared memory, one set of tiles a stage."""
+    fields = asdict(configuration)
+    elements = (fields[terms] * (fields[rows] + fields[columns]) for rows, columns, terms in products)
+    tiles: int = max(elements, default=0)
+    return tiles * BYTES[precision] * max(int(fields.get("stages", 1)), 1)
+
+
+def problem_with(
+    configuration: Any,
+    shipped: Any,
+    products: Sequence[Product],
+    architecture: str,
+    precision: str,
+    least: Mapping[str, int] = MappingProxyType({}),
+) -> str | None:
+    """Why a configuration cannot be launched on an architecture, or None.
+
+    Args:
+        configuration: of the same class as `shipped`.
+        shipped: the cell that it would replace.
+        products: as for `overlaid`.
+        architecture: a key of SHARED_BYTES; another has no budget.
+        precision: "half", "tf32" or "ieee".
+        least: as for `overlaid`.
+    """
+    tiles = {name for product in products for name in product}
+    for name, value in asdict(configuration).items():
+        if value is None and getattr(shipped, name) is None:
+            continue
+        if type(value) is not int or value < 0:
+            return f"{name} is {value!r}, not a number"
+        if value < least.get(name, 0):
+            return f"{name} is {value}, less than {least[name]}"
+        if name in tiles and not (_power_of_two(value) and value <= LARGEST_TILE):
+            return f"{name} is {value}, not a power of two up to {LARGEST_TILE}"
+        if name == "warps" and not (_power_of_two(value) and value <= MOST_WARPS):
+            return f"warps is {value}, not a power of two up to {MOST_WARPS}"
+        if name == "stages" and not 1 <= value <= MOST_STAGES:
+            return f"stages is {value}, not 1 to {MOST_STAGES}"
+        if name == "group" and value < 1:
+            return "group is 0"
+    needed, budget = shared_bytes(configuration, products, precision), SHARED_BYTES.get(architecture)
+    if budget is not None and needed > budget:
+        return f"its tiles take {needed} bytes of shared memory, and a program on {architecture} has {budget}"
+    return None
+
+
+def _entries(operation: str, path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["operation"] != operation:
+            raise ValueError(f"format {content['format']!r} of operation {content['operation']!r}")
+        entries = content["entries"]
+        if not isinstance(entries, list):
+            raise TypeError("entries is not a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _warn(path, f"{type(error).__name__}: {error}")
+        return []
+    return entries
+
+
+def _with(table: Any, entry: Any, products: Sequence[Product], least: Mapping[str, int], path: Path) -> Any:
+    """The table with an entry's configuration in its cell, or as it is, with a warning."""
+    try:
+        keys = [entry[name] for name in ("architecture", "precision", "size") if entry.get(name) is not None]
+        shipped: Any = table
+        for key in keys:
+            shipped = shipped[key]
+        if isinstance(shipped, Mapping) or set(entry["configuration"]) != set(asdict(shipped)):
+            raise ValueError("it does not have the fields of a cell of this table")
+        configuration = replace(shipped, **entry["configuration"])
+        problem = problem_with(configuration, shipped, products, keys[0], keys[1], least)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is not None:
+        _warn(path, f"entry {_shown(entry)}: {problem}")
+        return table
+    return _replaced(table, keys, configuration)
+
+
+def _replaced(table: Any, keys: Sequence[str], value: Any) -> Any:
+    if not keys:
+        return value
+    return {**table, keys[0]: _replaced(table[keys[0]], keys[1:], value)}
+
+
+def _shown(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return repr(entry)[:80]
+    return " ".join(str(entry.get(name)) for name in ("architecture", "precision", "size"))
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def _warn(path: Path, what: str) -> None:
+    warnings.warn(f"{path}: {what}; the shipped configuration stays", UserWarning, stacklevel=2)
