@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.strict_sweep.configurations import GRADIENTS, Configuration, configuration_for
 from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
 from pccompile.kernels.strict_sweep.kernel import half_step_kernel, strict_sweep_kernel
@@ -206,6 +207,7 @@ def _launch_whole(
         if not interpreted():
             options["launch_cooperative_grid"] = True
     counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
+    count_launch("strict_sweep")
     strict_sweep_kernel[(programs,)](
         *arguments,
         counter,
@@ -230,6 +232,7 @@ def _launch_half_steps(
 
     def launch(phase: Phase, programs: int, layer: int = 0, step: int = 0) -> None:
         if programs:
+            count_launch("strict_half_step")
             half_step_kernel[(min(programs, most or programs),)](
                 *arguments,
                 *scalars,
@@ -287,6 +290,7 @@ def launch_chain_gradients(
     )
     if programs == 0:
         return
+    count_launch("chain_gradients")
     with torch.cuda.device_of(x):
         chain_gradients_kernel[(programs,)](
             x,
