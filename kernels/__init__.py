@@ -11,17 +11,14 @@
     conv_predict     mu = pool(act(conv2d(x, W) + b))                      one launch
     conv_error       the parent's error, dW and db from a layer's error    one launch
     conv_step        e = v - mu, what it carries back, and the move of x   one launch
-
-Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py), sums over a tile (reductions.py), statistics of a stream (moments.py), sums over programs in
-a fixed order (arrivals.py), which table of configurations a device reads (devices.py), what a kernel refuses
-(arguments.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
-float32, and repeat bit for bit.
     linear_step      e = v - act(x W^T + b), and the parent's error        one launch
     strict_sweep     T steps of strict inference of a chain of layers      one launch, and one for all gradients
-laid over tiles (tiles.py), products and reductions of tiles (products.py, reductions.py), which table of configurations
-a device reads (devices.py) and what a kernel refuses (arguments.py). Kernels take float32, bfloat16 and float16,
-accumulate in float32, and repeat bit for bit.
+
+Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
+laid over tiles (tiles.py), products and reductions of tiles (products.py, reductions.py), statistics of a stream
+(moments.py), sums over programs in a fixed order (arrivals.py), which table of configurations a device reads
+(devices.py), what a kernel refuses (arguments.py) and how launches are counted (launches.py). Kernels take float32,
+bfloat16 and float16, accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
