@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS, activate, activation_slope
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
@@ -209,6 +210,7 @@ def launch_linear_step(
     kept = error if narrow else torch.empty((batch, out_features), dtype=x.dtype, device=x.device)
     given_prediction = error if prediction is None else prediction
     given_bias = weight if bias is None else bias
+    count_launch("linear_step")
     with torch.cuda.device_of(x):
         linear_step_kernel[(triton.cdiv(batch, chosen.block_batch),)](
             value,

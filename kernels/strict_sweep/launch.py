@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.strict_sweep.configurations import GRADIENTS, Configuration, configuration_for
 from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
 from pccompile.kernels.strict_sweep.kernel import half_step_kernel, strict_sweep_kernel
@@ -186,8 +187,9 @@ def plan_of(
     )
 
 
-def _launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Every launch of this folder."""
+def _launch(name: str, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Every launch of this folder, counted under that name."""
+    count_launch(name)
     kernel[(programs,)](*arguments, **options)
 
 
@@ -212,6 +214,7 @@ def _launch_whole(
             options["launch_cooperative_grid"] = True
     counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
     _launch(
+        "strict_sweep",
         strict_sweep_kernel,
         programs,
         *arguments,
@@ -238,6 +241,7 @@ def _launch_half_steps(
     def launch(phase: Phase, programs: int, layer: int = 0, step: int = 0) -> None:
         if programs:
             _launch(
+                "strict_half_step",
                 half_step_kernel,
                 min(programs, most or programs),
                 *arguments,
@@ -298,6 +302,7 @@ def launch_chain_gradients(
         return
     with torch.cuda.device_of(x):
         _launch(
+            "chain_gradients",
             chain_gradients_kernel,
             programs,
             x,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from recorded import Case, Launch
 
 from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
 
 
-def _launch(dtype: torch.dtype, outer: int, channels: int, inner: int, last: bool = False) -> None:
+def _launch(case: Case, outer: int, channels: int, inner: int, last: bool = False) -> None:
     shape = (outer, inner, channels) if last else (outer, channels, inner)
-    x = torch.empty(shape, dtype=dtype, device="meta")
+    x = case.empty(*shape)
     x = x.mT if last else x
-    weight, running = (torch.empty(channels, dtype=kind, device="meta") for kind in (dtype, torch.float32))
+    weight, running = case.empty(channels), case.empty(channels, dtype=torch.float32)
     statistics = (running, running)
     launch_batch_norm_predict(x, weight, weight, *statistics, x, *statistics, *statistics, 0.1, 1e-5)
     launch_batch_norm_error(
@@ -30,8 +33,8 @@ def _launch(dtype: torch.dtype, outer: int, channels: int, inner: int, last: boo
 
 
 LAUNCHES = {
-    "image": lambda dtype: _launch(dtype, 256, 64, 56 * 56),
-    "image_wide": lambda dtype: _launch(dtype, 4096, 256, 56 * 56),
-    "channels_last": lambda dtype: _launch(dtype, 256, 64, 56 * 56, last=True),
-    "features": lambda dtype: _launch(dtype, 256, 1024, 1),
+    "image": Launch(partial(_launch, outer=256, channels=64, inner=56 * 56)),
+    "channels_last": Launch(partial(_launch, outer=256, channels=64, inner=56 * 56, last=True)),
+    "features": Launch(partial(_launch, outer=256, channels=1024, inner=1)),
+    "wide": Launch(partial(_launch, outer=4096, channels=256, inner=56 * 56)),
 }

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor
+from recorded import WIDE, Case, Launch
 
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 
 
-def _launch(dtype: torch.dtype, steps: int, batch: int, units: int, precision: str = "ieee") -> None:
-    def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    states, gates, weight = empty(steps + 1, batch, units), empty(steps, batch, 4 * units), empty(4 * units, units)
+def _launch(case: Case, steps: int, batch: int, units: int) -> None:
+    states, gates = case.empty(steps + 1, batch, units), case.empty(steps, batch, 4 * units)
+    weight, precision = case.empty(4 * units, units), case.input_precision
     launch_lstm_recurrence(gates, weight, states, states, gates, precision)
-    first = empty(batch, units, dtype=torch.float32)
+    first = case.empty(batch, units, dtype=torch.float32)
     last = states[0]
     launch_lstm_recurrence_error(states[1:], last, last, weight, states, gates, gates, first, first, precision)
 
 
 LAUNCHES = {
-    "language": lambda dtype: _launch(dtype, 35, 64, 512),
-    "odd": lambda dtype: _launch(dtype, 35, 63, 500),
-    "tf32": lambda dtype: _launch(dtype, 35, 64, 512, "tf32"),
-    "wide": lambda dtype: _launch(dtype, 8, 2**20, 1024),
+    "language": Launch(partial(_launch, steps=35, batch=64, units=512), products=1),
+    "odd": Launch(partial(_launch, steps=35, batch=63, units=500)),
+    "wide": Launch(partial(_launch, steps=8, batch=2**20, units=1024), products=1, **WIDE),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from recorded import Case, Launch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -18,10 +19,6 @@ def _launch(function: Callable[..., object], *inputs: Tensor) -> None:
     plan = pointwise(make_fx(function)(*inputs)).plan(*inputs)
     outputs = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in plan.outputs]
     launch_pointwise(plan, inputs, outputs)
-
-
-def _empty(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _gelu_error(error: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,14 +37,19 @@ def _many(x: Tensor, y: Tensor, row: Tensor) -> tuple[Tensor, ...]:
     return t, u.clamp(-1, 1), torch.where(u > t, aten.silu(x), aten.elu(y)), (x * y).exp().log1p()
 
 
+def _image(case: Case, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    error, y = (case.empty(batch, 256, 112, 112) for _ in range(2))
+    return error, y, case.empty(batch, 256, 112, 112, dtype=torch.bool)
+
+
+def _transposed(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = (case.empty(64, 1024, 1024).transpose(0, 1) for _ in range(2))
+    return x, y, case.empty(1024)
+
+
 LAUNCHES = {
-    "gelu_error": lambda dtype: _launch(_gelu_error, _empty(dtype, 8192, 4096), _empty(dtype, 8192, 4096)),
-    "image_error_wide": lambda dtype: _launch(
-        _image_error,
-        *(_empty(dtype, 1024, 256, 112, 112) for _ in range(2)),
-        _empty(torch.bool, 1024, 256, 112, 112),
-    ),
-    "many": lambda dtype: _launch(
-        _many, *(_empty(dtype, 64, 1024, 1024).transpose(0, 1) for _ in range(2)), _empty(dtype, 1024)
-    ),
+    "gelu_error": Launch(lambda case: _launch(_gelu_error, case.empty(8192, 4096), case.empty(8192, 4096))),
+    "many": Launch(lambda case: _launch(_many, *_transposed(case))),
+    "image_error": Launch(lambda case: _launch(_image_error, *_image(case, 16))),
+    "wide": Launch(lambda case: _launch(_image_error, *_image(case, 1024))),
 }

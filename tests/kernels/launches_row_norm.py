@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor
+from recorded import Case, Launch
 
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
 
 
-def _launch(dtype: torch.dtype, rows: int, columns: int, centred: bool) -> None:
-    def empty(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    x, weight, rstd = empty(rows, columns), empty(columns), empty(rows, dtype=torch.float32)
+def _launch(case: Case, rows: int, columns: int, centred: bool) -> None:
+    x, weight, rstd = case.empty(rows, columns), case.empty(columns), case.empty(rows, dtype=torch.float32)
     mean, bias = (rstd, weight) if centred else (None, None)
     launch_row_norm_predict(x, weight, bias, x, mean, rstd, 1e-5)
     launch_row_norm_error(
@@ -32,8 +31,9 @@ def _launch(dtype: torch.dtype, rows: int, columns: int, centred: bool) -> None:
 
 
 LAUNCHES = {
-    "layer_96": lambda dtype: _launch(dtype, 8192, 96, True),
-    "layer_2048": lambda dtype: _launch(dtype, 8192, 2048, True),
-    "layer_16384": lambda dtype: _launch(dtype, 8192, 16384, True),
-    "rms_4096_wide": lambda dtype: _launch(dtype, 2**20, 4096, False),
+    "layer_96": Launch(partial(_launch, rows=8192, columns=96, centred=True)),
+    "layer_2048": Launch(partial(_launch, rows=8192, columns=2048, centred=True)),
+    "layer_16384": Launch(partial(_launch, rows=8192, columns=16384, centred=True)),
+    "rms_4096": Launch(partial(_launch, rows=8192, columns=4096, centred=False)),
+    "wide": Launch(partial(_launch, rows=2**20, columns=4096, centred=False)),
 }

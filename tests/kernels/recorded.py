@@ -1,166 +1,162 @@
-"""Compiles what a launch would compile, for GPUs that need not be there: the launch's own arguments are recorded.
+"""Records what launch functions hand to Triton on tensors of the meta device, as Triton would specialise it.
 
-A folder of kernels has a module `launches_OPERATION.py` beside this one: its LAUNCHES are functions by name, each of
-which calls launch functions on tensors of a dtype on the meta device. Run as a program, in a process of its own (an
-interpreted kernel cannot be compiled): reads a JSON list of recordings from standard input, and writes the measurements
-of each one's kernels.
+A folder of kernels has a module `launches_OPERATION.py` beside this one, with its LAUNCHES by name: each calls launch
+functions on tensors that a Case makes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from ahead_of_time import Measurement, _amd_usage, _cuda_usage
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-KIB = 1024
-# What one program may have; sm_80's tables serve sm_86, sm_89 and sm_120 as well, hence less than its 163 KiB.
-SHARED = {"sm_80": 99 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB, "gfx942": 64 * KIB}
-REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
 TYPES = {
-    "torch.float32": "fp32",
-    "torch.bfloat16": "bf16",
-    "torch.float16": "fp16",
-    "torch.int64": "i64",
-    "torch.int32": "i32",
-    "torch.bool": "i1",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "int64": "i64",
+    "int32": "i32",
+    "int8": "i8",
+    "bool": "i1",
 }
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A launch of an operation, by its name in the operation's LAUNCHES, on an architecture and in a dtype."""
+class Case:
+    """A launch of an operation, by its name in the operation's LAUNCHES, for an architecture.
+
+    Attributes:
+        operation: whose module LAUNCHES are.
+        launch: which of these.
+        architecture: for which it is compiled.
+        dtype: of the tensors.
+        precision: of the products: "half", "tf32" or "ieee", the key of the configuration tables.
+        activation: a key of pccompile.kernels.ACTIVATIONS, where there is one.
+        turn: counts the operation's cases, for what takes turns over them.
+        warps: instead of the configuration's, where a number is given.
+    """
 
     operation: str
     launch: str
     architecture: str
     dtype: str
+    precision: str
+    activation: str = ""
+    turn: int = 0
+    warps: int = 0
 
     def __str__(self) -> str:
-        return "-".join((self.operation, self.launch, self.architecture, self.dtype))
+        fields = (self.operation, self.launch, self.architecture, self.dtype, self.precision, self.activation)
+        return "-".join(filter(None, fields))
+
+    @property
+    def input_precision(self) -> str:
+        """What launch functions take."""
+        return "ieee" if self.precision == "half" else self.precision
+
+    def empty(self, *size: int, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+        """A tensor of the case's dtype, unless another is given."""
+        import torch
+
+        return torch.empty(size, dtype=dtype or getattr(torch, self.dtype), device="meta", **options)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How an operation is launched, and for what that is compiled.
+
+    Attributes:
+        run: calls launch functions on tensors that the case makes.
+        products: tensor-core instructions that each of its kernels has at least, in reduced precision.
+        precisions: in which it is compiled on each architecture. Where none are given, all of them if it has products;
+            otherwise bfloat16 and float32 take turns.
+        architectures: for which it is compiled. Where none are given, all of them if it has products; otherwise, tiles
+            being the same on all of them, AMD's and one of NVIDIA's, which take turns.
+        activation: of which it is told; "each" where all of them take turns.
+    """
+
+    run: Callable[[Case], None]
+    products: int = 0
+    precisions: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    activation: str = ""
+
+
+# int64 offsets: the same code for all architectures of a vendor.
+WIDE: dict[str, Any] = {"precisions": ("half",), "architectures": ("sm_90", "gfx942")}
 
 
 @dataclass(frozen=True)
 class Launched:
     """One kernel as it was launched: signature, constants, attributes and options, as Triton's compiler takes them."""
 
-    kernel: object
-    signature: dict[str, str]
-    constants: dict[str, object]
-    attributes: dict[tuple[int], list[list[object]]]
-    options: dict[str, int]
+    kernel: Any
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], object]
+    attributes: dict[tuple[int, ...], list[list[object]]]
+    options: dict[str, object]
 
 
-def measure_recordings(recordings: list[Recording]) -> dict[Recording, list[Measurement]]:
-    """What the kernels of each recording use, compiled in processes without the interpreter.
-
-    Raises:
-        RuntimeError: one did not compile; the compiler's words are in it.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps([asdict(recording) for recording in recordings]),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    found = [[Measurement(**fields) for fields in kernels] for kernels in json.loads(done.stdout)]
-    return dict(zip(recordings, found, strict=True))
-
-
-def check_budget(architecture: str, kernels: list[Measurement]) -> None:
-    """Check that there is a kernel, and that none exceeds its architecture's shared memory or registers, or spills."""
-    assert kernels
-    for found in kernels:
-        assert found.shared <= SHARED[architecture]
-        assert 0 < found.registers <= REGISTERS[architecture]
-        assert found.spilled == 0
+def recorded(launch: Launch, case: Case) -> list[Launched]:
+    """The kernels that are launched, on a device of the case's architecture."""
+    with _recording(case.architecture) as launched:
+        launch.run(case)
+    if case.warps:
+        for each in launched:
+            each.options["num_warps"] = case.warps
+    return launched
 
 
 @contextmanager
-def _recorded(architecture: str) -> Iterator[list[Launched]]:
-    """Launches go into the list; every device is of that architecture."""
+def _recording(architecture: str) -> Iterator[list[Launched]]:
     from triton.runtime import JITFunction
 
     launched: list[Launched] = []
 
     def record(kernel, *arguments, grid, warmup, **options):
-        constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-        constants = {name: options.pop(name) for name in list(options) if name in constexprs}
+        constants = {name: options.pop(name) for name in list(options) if name in kernel.arg_names}
         positional = [name for name in kernel.arg_names if name not in constants]
         launched.append(_specialised(kernel, dict(zip(positional, arguments, strict=True)), constants, options))
 
     modules = [module for name, module in sys.modules.items() if name.startswith("pccompile.kernels.")]
-    with patch.object(JITFunction, "run", record):
-        patches = [
-            patch.object(m, "architecture_of", lambda _: architecture) for m in modules if "architecture_of" in vars(m)
-        ]
-        for each in patches:
-            each.start()
-        try:
-            yield launched
-        finally:
-            for each in patches:
-                each.stop()
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(JITFunction, "run", record))
+        for module in modules:
+            if "architecture_of" in vars(module):
+                stack.enter_context(patch.object(module, "architecture_of", lambda _: architecture))
+        yield launched
 
 
 def _specialised(kernel, arguments, constants, options) -> Launched:
-    """As Triton would specialise it: integers that are one are constants, multiples of 16 and tensors are aligned."""
-    signature, attributes = {}, {}
-    constants = dict(constants)
+    launched = Launched(kernel, {}, {}, {}, options)
     for index, name in enumerate(kernel.arg_names):
-        value = arguments.get(name)
-        if name in constants or (type(value) is int and value == 1):
-            signature[name] = "constexpr"
-            constants.setdefault(name, value)
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif isinstance(value, int):
-            signature[name] = "i64" if abs(value) >= 2**31 else "i32"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+        if name in constants:
+            launched.signature[name] = "constexpr"
+            launched.constants[(index,)] = constants[name]
         else:
-            signature[name] = "*" + TYPES[str(value.dtype)]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return Launched(kernel, signature, constants, attributes, options)
+            launched.signature[name] = _type_of(arguments[name], (index,), launched)
+    return launched
 
 
-def _compile(recording: Recording) -> list[Measurement]:
-    import torch
-
-    launches = import_module(f"launches_{recording.operation}").LAUNCHES
-    with _recorded(recording.architecture) as launched:
-        launches[recording.launch](getattr(torch, recording.dtype))
-    return [_measured(each, recording.architecture) for each in launched]
-
-
-def _measured(launched: Launched, architecture: str) -> Measurement:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    source = ASTSource(
-        fn=launched.kernel, signature=launched.signature, constexprs=launched.constants, attrs=launched.attributes
-    )
-    cuda = architecture.startswith("sm_")
-    target = GPUTarget("cuda", int(architecture[3:]), 32) if cuda else GPUTarget("hip", architecture, 64)
-    compiled = triton.compile(source, target=target, options=launched.options)
-    registers, spilled = _cuda_usage(compiled.asm["cubin"]) if cuda else _amd_usage(compiled.asm["amdgcn"])
-    return Measurement(compiled.metadata.shared, registers, spilled, 0)
-
-
-if __name__ == "__main__":
-    recordings = [Recording(**fields) for fields in json.load(sys.stdin)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        json.dump([[asdict(found) for found in kernels] for kernels in pool.map(_compile, recordings)], sys.stdout)
+def _type_of(value, path, launched):
+    """As Triton would specialise it: integers that are one are constants, multiples of 16 and tensors are aligned."""
+    if isinstance(value, tuple):
+        return tuple(_type_of(each, (*path, place), launched) for place, each in enumerate(value))
+    if isinstance(value, float):
+        return "fp32"
+    if isinstance(value, int):
+        if value == 1:
+            launched.constants[path] = 1
+            return "constexpr"
+        if value % 16 == 0:
+            launched.attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if abs(value) < 2**31 else "i64"
+    launched.attributes[path] = [["tt.divisibility", 16]]
+    return "*" + TYPES[str(value.dtype).removeprefix("torch.")]

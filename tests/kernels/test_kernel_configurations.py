@@ -7,19 +7,32 @@ import sys
 from itertools import product
 
 import pytest
+from shipped import launches_of
 
+from pccompile.kernels.conv_error import configurations as conv_error_configurations
+from pccompile.kernels.conv_predict import configurations as conv_predict_configurations
+from pccompile.kernels.conv_step import configurations as conv_step_configurations
 from pccompile.kernels.devices import ARCHITECTURES
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_predict import configurations as predict_configurations
+from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 
-TABLES = {"linear_predict": predict_configurations, "linear_error": error_configurations}
+TABLES = {
+    "linear_predict": (predict_configurations, {"large", "small"}),
+    "linear_error": (error_configurations, {"large", "small"}),
+    "conv_predict": (conv_predict_configurations, {"large", "small", "direct"}),
+    "conv_error": (conv_error_configurations, {"large", "small", "direct"}),
+    "conv_step": (conv_step_configurations, {"product", "direct"}),
+    "strict_sweep": (sweep_configurations, {"tall", "flat"}),
+}
 
 
 @pytest.mark.parametrize("operation", TABLES)
-def test_every_architecture_has_both_sizes_for_every_arithmetic(operation):
-    table = TABLES[operation].CONFIGURATIONS
+def test_every_architecture_has_every_size_for_every_arithmetic_and_each_is_compiled(operation):
+    module, sizes = TABLES[operation]
     for architecture, precision in product(ARCHITECTURES, ("half", "tf32", "ieee")):
-        assert set(table[architecture][precision]) == {"large", "small"}
+        assert set(module.CONFIGURATIONS[architecture][precision]) == sizes
+    assert sizes <= set(launches_of(operation))
 
 
 def test_large_tiles_are_for_launches_that_fill_the_device():
@@ -29,6 +42,23 @@ def test_large_tiles_are_for_launches_that_fill_the_device():
     large, small = (error_configurations.CONFIGURATIONS["sm_90"]["half"][size] for size in ("large", "small"))
     assert error_configurations.configuration_for("sm_90", "half", 8192, 4096, 4096) == large
     assert error_configurations.configuration_for("sm_90", "half", 64, 100, 100) == small
+
+
+def test_large_convolution_tiles_are_for_launches_that_fill_the_device():
+    for module in (conv_predict_configurations, conv_error_configurations):
+        sizes = module.CONFIGURATIONS["sm_90"]["half"]
+        assert module.configuration_for("sm_90", "half", 256 * 32 * 32, 64, 1, direct=False) == sizes["large"]
+        assert module.configuration_for("sm_90", "half", 4 * 8 * 8, 64, 1, direct=False) == sizes["small"]
+        assert module.configuration_for("sm_90", "half", 256 * 32 * 32, 1, 64, direct=True) == sizes["direct"]
+
+
+def test_gradients_are_shared_by_as_many_programs_as_fill_the_device():
+    splits_for = conv_error_configurations.splits_for
+    assert splits_for("sm_90", tiles=9, row_tiles=8192) == 29
+    assert splits_for("sm_90", tiles=9, row_tiles=32) == 4
+    assert splits_for("sm_90", tiles=1000, row_tiles=8192) == 1
+    assert splits_for("sm_90", tiles=9, row_tiles=3) == 1
+    assert splits_for("gfx942", tiles=9, row_tiles=8192) == 1
 
 
 def test_tensors_on_the_cpu_are_refused_without_the_interpreter():

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import pccompile
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels import ACTIVATIONS, chain_gradients, strict_sweep
+from pccompile.kernels import ACTIVATIONS, chain_gradients, counting_launches, strict_sweep
 from pccompile.kernels.strict_sweep import launch
 from pccompile.kernels.strict_sweep.configurations import Configuration
 from pccompile.kernels.strict_sweep.launch import FORMS, Settings, empty_buffers, launch_strict_sweep
@@ -75,6 +75,18 @@ def test_every_activation_hidden_and_at_the_output(device, activation):
 def test_a_sweep_equals_the_reference_in_half_precision(device, dtype):
     chain = random_chain(device, dtype=dtype)
     check_against_reference(chain, step_size=0.5, steps=4)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_whole_sweep_is_one_launch_and_all_gradients_another(device, steps):
+    chain = random_chain(device, 5, (4, 7, 6, 3))
+    with counting_launches() as launches:
+        strict_sweep(*chain.arguments, steps=steps, step_size=0.1, form="batch_tiles")
+    assert launches == {"strict_sweep": 1, "chain_gradients": 1}
+    with counting_launches() as launches:
+        strict_sweep(*chain.arguments, steps=steps, step_size=0.1, form="half_steps", gradients=False)
+    # each layer's start; the loss in every step and after the last; the moves, and the predictions that follow; the end
+    assert launches == {"strict_half_step": 3 + (steps + 1) + 2 * steps + 1}
 
 
 def test_tf32_is_an_option(device):
