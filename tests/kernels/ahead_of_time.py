@@ -177,6 +177,7 @@ def _strict_sweep(variant: Variant) -> Launch:
         activations=activations,
         slopes_from_output=tuple(ACTIVATIONS[name].residual == "output" for name in activations),
         loss="cross_entropy" if variant.accumulate else "squared_error",
+        averaged=variant.accumulate,
         free_output=variant.accumulate,
         momentum=variant.accumulate,
         held=variant.accumulate,
