@@ -96,7 +96,7 @@ GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
         "ieee": GradientConfiguration(32, 32, 16, 4, 3),
     },
     "sm_100": {
-        "half": GradientConfiguration(64, 64, 32, 4, 3),
+        "half": GradientConfiguration(64, 64, 32, 4, 2),
         "tf32": GradientConfiguration(64, 32, 32, 4, 3),
         "ieee": GradientConfiguration(32, 32, 16, 4, 3),
     },
