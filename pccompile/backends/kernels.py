@@ -30,7 +30,7 @@ from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
 if TYPE_CHECKING:
-    from pccompile.backends.sweep import ChainSweep
+    from pccompile.backends.sweep import ChainSweep, Values
     from pccompile.kernels.strict_sweep.launch import Form
 
 __all__ = ["TritonBackend"]
@@ -80,7 +80,7 @@ class TritonBackend(AtenBackend):
         values = self.sweep.values(state, state["clamped", ""])
         key = self.kind_of(run), getattr(run.rule, "tolerance", 0.0) > 0
         if key not in self.verdicts:
-            self.verdicts[key] = self._decide(self.sweep, run, state, outputs)
+            self.verdicts[key] = self._decide(self.sweep, run, values, state, outputs)
         self.verdict = self.verdicts[key]
         form = self.verdict.form
         if form is None:
@@ -119,8 +119,9 @@ class TritonBackend(AtenBackend):
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 
-    def _decide(self, sweep: ChainSweep, run: Run, state: State, outputs: Mapping[str, Value]) -> _Verdict:
-        values = sweep.values(state, state["clamped", ""])
+    def _decide(
+        self, sweep: ChainSweep, run: Run, values: Values, state: State, outputs: Mapping[str, Value]
+    ) -> _Verdict:
         problem = sweep.objection(run, values)
         if problem:
             return _Verdict(None, problem)
