@@ -189,8 +189,9 @@ class PCModule(nn.Module):
         """
         program = self.program
         assert self._latest is not None and program is self._latest.program
-        report = getattr(self._latest.backend, "report", None)
-        return BackendReport(self.backend, () if report is None else tuple(report()))
+        backend: Any = self._latest.backend
+        rows = tuple(backend.report()) if hasattr(backend, "report") else ()
+        return BackendReport(self.backend, rows, tuple(getattr(backend, "notes", ())))
 
     def explain(self, name: str) -> str:
         """The story of one vertex: `program.explain`, and what runs it.

@@ -28,6 +28,7 @@ out) plus s * batch * in for the drive, and s * batch * out twice for d if wide.
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch
     operator.py        linear_step and linear_step_into, the operators pccompile::linear_step and ..._into
+    rows.py            the same for callers that have checked
     configurations.py  tiles, warps and stages per architecture
 """
 

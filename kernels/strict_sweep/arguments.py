@@ -53,7 +53,8 @@ def check_sweep(
     """Check the target, and what inference is told.
 
     Raises:
-        UsageError: no such loss, form, learn_errors or input_precision; fewer than one step.
+        UsageError: no such loss, form, learn_errors or input_precision; fewer than one step; averaged where no sample
+            can be ignored.
         ShapeError: the target does not fit.
     """
     check_input_precision(settings.input_precision)
@@ -72,6 +73,8 @@ def check_sweep(
             f'{operation}: form="cooperative" under the interpreter, which runs programs one after another',
             cure='use "batch_tiles" or "half_steps", which compute the same',
         )
+    if settings.averaged and settings.loss != "cross_entropy":
+        raise UsageError(f"{operation}: averaged={settings.averaged} of {settings.loss}", cure="divide loss_factor")
     if settings.loss == "cross_entropy":
         check_shape(operation, "target", target, (x.shape[0],), "(batch,)")
         if target.dtype != torch.int64 or target.device != x.device:

@@ -13,7 +13,7 @@ from pccompile.kernels.strict_sweep.half_steps import (
     predict_layers,
     start_layer,
 )
-from pccompile.kernels.strict_sweep.loss import loss_errors
+from pccompile.kernels.strict_sweep.loss import loss_errors, loss_factor_of_batch
 
 __all__ = ["half_step_kernel", "strict_sweep_kernel"]
 
@@ -73,6 +73,7 @@ def strict_sweep_kernel(
     chain = (x_ptr, x_batch_stride, x_in_stride, table_ptr, layers)
     state = (values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch)
     targets = (target_ptr, target_batch_stride, target_out_stride)
+    factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
     waits = 0
 
     start_layer(chain, state, share, 0, negative_slope, True, PLAN)
@@ -83,7 +84,7 @@ def strict_sweep_kernel(
         if step > 0:
             predict_layers(chain, state, share, step, negative_slope, False, PLAN)
         waits = _wait(counter_ptr, waits, COOPERATIVE)
-        loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN)
+        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
         if step < steps:
             waits = _wait(counter_ptr, waits, COOPERATIVE)
             first_error_follows = (step < steps - 1) | (not PLAN.held)
@@ -137,7 +138,8 @@ def half_step_kernel(
         predict_layers(chain, state, share, step, negative_slope, True, PLAN)
     elif PHASE == "loss":
         targets = (target_ptr, target_batch_stride, target_out_stride)
-        loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN)
+        factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
+        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
     elif PHASE == "infer":
         first_error_follows = (step < steps - 1) | (not PLAN.held)
         infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)

@@ -27,7 +27,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 @dataclass(frozen=True)
 class Settings:
-    """What strict inference is told, all but the first four at run time.
+    """What strict inference is told, all but the first four and the last two at run time.
 
     Attributes:
         loss: "cross_entropy" of class indices, or "squared_error", the sum of squared differences.
@@ -41,6 +41,7 @@ class Settings:
         ignore_index: the class whose samples have no loss.
         negative_slope: of leaky_relu.
         input_precision: "ieee" or "tf32", of float32 products.
+        averaged: divide the loss by the number of samples that are not ignored; for cross-entropy.
     """
 
     loss: Loss
@@ -54,6 +55,7 @@ class Settings:
     ignore_index: int
     negative_slope: float
     input_precision: str
+    averaged: bool = False
 
 
 class Buffers(NamedTuple):
@@ -173,6 +175,7 @@ def plan_of(
         activations=chain.distinct,
         slopes_from_output=tuple(residual == "output" for residual in residuals),
         loss=settings.loss,
+        averaged=settings.averaged,
         free_output=settings.free_output,
         momentum=settings.momentum != 0,
         held=settings.learn_errors == "previous" and moves,

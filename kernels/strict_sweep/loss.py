@@ -12,12 +12,28 @@ from pccompile.kernels.strict_sweep.half_steps import layer_field
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["loss_errors"]
+__all__ = ["loss_errors", "loss_factor_of_batch"]
 
 _OUT = tl.constexpr(int(Field.OUT))
 _OWN = tl.constexpr(int(Field.OWN))
 _NOT_A_NUMBER = tl.constexpr(float("nan"))
 _LOWEST = tl.constexpr(-3.0e38)
+_COUNTED = tl.constexpr(256)  # samples counted at a time
+
+
+@triton.jit
+def loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN: tl.constexpr):
+    """The loss's factor, over the samples of the whole batch that have a loss where the loss is their mean."""
+    target_ptr, target_row_stride, _ = targets
+    factor = loss_factor
+    if PLAN.averaged:
+        counts = tl.full((_COUNTED,), 0.0, tl.float32)
+        for tile in range(0, (batch + _COUNTED - 1) // _COUNTED):
+            rows = tile_indices(tile, _COUNTED, PLAN.wide)
+            target = tl.load(target_ptr + rows * target_row_stride, mask=rows < batch, other=ignore_index)
+            counts += tl.where(target == ignore_index, 0.0, 1.0)
+        factor = loss_factor / sum_of(counts, 0)
+    return factor
 
 
 @triton.jit
@@ -56,12 +72,13 @@ def _logarithm_of_sum(scores_ptr, rows, row_stride, batch, classes, PLAN: tl.con
 
 
 @triton.jit
-def _cross_entropy(scores_ptr, target_ptr, rows, row_stride, batch, classes, ignore_index, PLAN: tl.constexpr):
+def _cross_entropy(scores_ptr, targets, rows, row_stride, batch, classes, ignore_index, PLAN: tl.constexpr):
     """(BLOCK_BATCH,) each: the target class, log sum exp, the weight of the sample's loss, and its loss.
 
     The weight is 0 for an ignored sample, and not a number for a class that does not exist.
     """
-    target = tl.load(target_ptr + rows, mask=rows < batch, other=0)
+    target_ptr, target_row_stride, _ = targets
+    target = tl.load(target_ptr + rows * target_row_stride, mask=rows < batch, other=0)
     exists = (target >= 0) & (target < classes)
     weight = tl.where(target == ignore_index, 0.0, tl.where(exists, 1.0, _NOT_A_NUMBER))
     score = tl.load(scores_ptr + rows * row_stride + target, mask=(rows < batch) & exists, other=0.0)
@@ -73,7 +90,7 @@ def _cross_entropy(scores_ptr, target_ptr, rows, row_stride, batch, classes, ign
 def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN: tl.constexpr):
     """e = -dF/dmu of the output in this worker's tiles of rows, and the energy of each sample where it is recorded.
 
-    targets is (pointer, row stride, column stride); of class indices only the pointer is read.
+    targets is (pointer, row stride, column stride); class indices have no columns. loss_factor is that of the batch.
     """
     _, _, _, table_ptr, layers = chain
     values_ptr, errors_ptr, drives_ptr, _, row_stride, batch = state
@@ -88,7 +105,7 @@ def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, e
         rows = tile_indices(first_row_tile + row_tile, PLAN.block_batch, PLAN.wide)
         if PLAN.loss == "cross_entropy":
             target, logarithm, weight, loss = _cross_entropy(
-                values_ptr + own, target_ptr, rows, row_stride, batch, classes, ignore_index, PLAN
+                values_ptr + own, targets, rows, row_stride, batch, classes, ignore_index, PLAN
             )
         squares = tl.full((PLAN.block_batch, PLAN.block_out), 0.0, tl.float32)
         for tile in range(0, (classes + PLAN.block_out - 1) // PLAN.block_out):

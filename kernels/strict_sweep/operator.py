@@ -62,6 +62,7 @@ def strict_sweep(
     step_size: float,
     loss: Loss = "cross_entropy",
     loss_factor: float = 1.0,
+    averaged: bool = False,
     momentum: float = 0.0,
     free_output: bool = False,
     learn_errors: Literal["current", "previous"] = "current",
@@ -90,6 +91,8 @@ def strict_sweep(
         loss_factor: what a sample's loss is multiplied by in the energy that inference descends. For a mean over the
             batch it is 1 where every sample descends its own energy and 1 / batch where the loss is taken as it is;
             mse_loss divides by the outputs as well.
+        averaged: divide cross-entropy by the number of samples that are not ignored, counted on the device: what its
+            mean is.
         momentum: m <- momentum m + g, v <- v + eta m; 0 is plain descent.
         free_output: the output has a value of its own, and the loss reads that: what a program has where something
             else than the loss reads the last layer. Else the loss reads the last layer's prediction.
@@ -131,6 +134,7 @@ def strict_sweep(
         negative_slope,
         input_precision,
         form,
+        averaged,
     )
     learned = None
     if gradients:
@@ -234,6 +238,7 @@ def _strict_sweep(
     negative_slope: float,
     input_precision: str,
     form: str,
+    averaged: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(
         loss,  # type: ignore[arg-type]
@@ -247,6 +252,7 @@ def _strict_sweep(
         ignore_index,
         negative_slope,
         input_precision,
+        averaged,
     )
     chain = Chain(tuple(weights), tuple(biases), tuple(activations.split(",")))
     check_chain("strict_sweep", x, chain.weights, chain.biases, chain.activations, negative_slope)
@@ -275,6 +281,7 @@ def _(
     negative_slope: float,
     input_precision: str,
     form: str,
+    averaged: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_chain("strict_sweep", x, weights, biases, activations.split(","), negative_slope)
     columns = Layout.of([weight.shape for weight in weights], free_output).columns

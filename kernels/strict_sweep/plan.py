@@ -20,6 +20,7 @@ class Plan:
         activations: those that occur in the chain, each once.
         slopes_from_output: for each, whether its derivative is read from act(z) rather than from z.
         loss: of the output.
+        averaged: the loss is the mean over the samples that have one.
         free_output: the output has a free value, and the loss reads that (an identity towards the loss is the output).
         momentum: values descend with momentum.
         held: learn with the errors of the step before.
@@ -35,6 +36,7 @@ class Plan:
     activations: tuple[str, ...]
     slopes_from_output: tuple[bool, ...]
     loss: Loss
+    averaged: bool
     free_output: bool
     momentum: bool
     held: bool

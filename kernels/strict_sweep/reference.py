@@ -45,6 +45,7 @@ def strict_sweep_reference(
     step_size: float,
     loss: Loss = "cross_entropy",
     loss_factor: float = 1.0,
+    averaged: bool = False,
     momentum: float = 0.0,
     free_output: bool = False,
     learn_errors: Literal["current", "previous"] = "current",
@@ -57,6 +58,8 @@ def strict_sweep_reference(
     Args are those of strict_sweep, of any one floating dtype; everything is computed in that dtype.
     """
     functions = [activation_named(name, negative_slope) for name in activations]
+    if averaged:
+        loss_factor = loss_factor / int((target != ignore_index).sum())
     layers = range(len(weights))
     free = list(layers) if free_output else list(layers)[:-1]
     values: list[Tensor] = []

@@ -27,7 +27,7 @@ from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
 from pccompile.updates import negative
 
-__all__ = ["AtenBackend", "Compile", "Executable", "as_it_is", "python_of"]
+__all__ = ["AtenBackend", "Compile", "Executable", "FlatState", "as_it_is", "python_of"]
 
 logger = logging.getLogger("pccompile")
 
@@ -147,7 +147,7 @@ class _Stage:
         return tuple(tensors[key] for key in self.piece.outputs)
 
 
-class _FlatState(State):
+class FlatState(State):
     """The quantities of a run, read from its tensors when somebody asks.
 
     Attributes:
@@ -173,9 +173,9 @@ class _FlatState(State):
         parts = self.places[quantity]
         return None if parts is None else tuple([self.shown[p] if isinstance(p, Key) else p for p in parts])
 
-    def copied(self) -> _FlatState:
+    def copied(self) -> FlatState:
         """The same state, for a run that leaves this one as it is."""
-        return _FlatState(self.plan, dict(self.tensors), self.places, self.recorder)
+        return FlatState(self.plan, dict(self.tensors), self.places, self.recorder)
 
     def show_copies(self) -> None:
         """Read copies of what is there now."""
@@ -208,7 +208,7 @@ class _Plan:
 
     def __post_init__(self) -> None:
         self.scalars = self.expansion.scalars
-        self._recorded: Callable[[], _FlatState | None] = lambda: None
+        self._recorded: Callable[[], FlatState | None] = lambda: None
         self._keys = tuple(self.expansion.keys.values())
         self._given = _getter(tuple(self.expansion.keys))
 
@@ -220,15 +220,15 @@ class _Plan:
         """What records its launches, unless another run's tensors are still to be read where they were recorded."""
         return self.recorder if self._recorded() is None else None
 
-    def state(self, tensors: dict[str, Any], recorder: Recorder | None) -> _FlatState:
+    def state(self, tensors: dict[str, Any], recorder: Recorder | None) -> FlatState:
         """The state after the prediction."""
-        state = _FlatState(self, tensors, self.prediction.places, recorder)
+        state = FlatState(self, tensors, self.prediction.places, recorder)
         if recorder is not None:
             state.show_copies()
             self._recorded = ref(state)
         return state
 
-    def finish(self, state: _FlatState) -> None:
+    def finish(self, state: FlatState) -> None:
         """Nothing will be read of a state any more."""
         if self._recorded() is state:
             self._recorded = lambda: None
@@ -329,7 +329,7 @@ class AtenBackend:
 
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
         """Run the error sweep; see `EagerBackend.infer`."""
-        if not isinstance(state, _FlatState):
+        if not isinstance(state, FlatState):
             gradients: dict[str, Value] = self._eager().infer(run, state, outputs, keep)
             return gradients
         if keep:
@@ -351,7 +351,7 @@ class AtenBackend:
             plan.finish(state)
         return {name: (gradient,) for name, gradient in found.items()}
 
-    def _run(self, run: Run, stage: _Stage, state: _FlatState, keep: bool) -> None:
+    def _run(self, run: Run, stage: _Stage, state: FlatState, keep: bool) -> None:
         piece, release = stage.piece, not (keep or state.recorder)
         if not piece.loop:
             stage.run(state.tensors, release, state.recorder)
@@ -385,7 +385,7 @@ class AtenBackend:
             raise UsageError(f"no CUDA graph of this step: {problem}", cure='use cuda_graph="auto" or False')
         return plan.free_recorder()
 
-    def _after_step(self, run: Run, stage: _Stage, state: _FlatState) -> None:
+    def _after_step(self, run: Run, stage: _Stage, state: FlatState) -> None:
         state.places = stage.places
         if stage.piece.descents:
             for parameter, key in stage.piece.descents:

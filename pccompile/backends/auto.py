@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from pccompile import cache
-from pccompile.backends.aten import AtenBackend, Compile
+from pccompile.backends.aten import AtenBackend
 from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.kernels import TritonBackend
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
-from pccompile.backends.triton import is_installed, with_kernels
+from pccompile.backends.timing import measure
+from pccompile.backends.triton import is_installed
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Kind, Program
 from pccompile.lowering.regions import signature
 
-__all__ = ["AutoBackend", "measure"]
+__all__ = ["AutoBackend"]
 
 logger = logging.getLogger("pccompile")
-
-_WARM_UPS, _REPETITIONS = 3, 9
 
 
 class AutoBackend:
@@ -56,6 +56,12 @@ class AutoBackend:
     def report(self) -> list[Row]:
         """What runs each vertex in the chosen back end; see `AtenBackend.report`."""
         return self.backends[self.latest].report()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the chosen back end has to say of its choices."""
+        found: list[str] = getattr(self.backends[self.latest], "notes", [])
+        return found
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
@@ -102,16 +108,15 @@ class AutoBackend:
     def _contestants(self, clamped: Mapping[str, Value]) -> list[str]:
         """The back ends that have what they need: a compiler for Inductor; a GPU and Triton for the kernels."""
         devices = {v[0].device.type for v in clamped.values() if isinstance(v[0], torch.Tensor)}
-        compilers: dict[str, Compile] = {}
+        makers: dict[str, Callable[..., AtenBackend]] = {}
         if all(map(is_available, devices)):
-            compilers["inductor"] = with_inductor
+            makers["inductor"] = partial(AtenBackend, compile_graph=with_inductor)
         if "cuda" in devices and is_installed():
-            compilers["triton"] = with_kernels
-        aten = self.backends["aten"]
-        for name, compile_graph in compilers.items():
+            makers["triton"] = TritonBackend
+        for name, make in makers.items():
             if name not in self.backends:
-                self.backends[name] = AtenBackend(self.program, self.functions, compile_graph, aten.fragments)
-        return ["aten", *compilers]
+                self.backends[name] = make(self.program, self.functions, fragments=self.backends["aten"].fragments)
+        return ["aten", *makers]
 
     def _measured(self, run: Run, clamped: Mapping[str, Value], contestants: Sequence[str]) -> dict[str, list[float]]:
         def step(backend: AtenBackend) -> Callable[[], Any]:
@@ -157,18 +162,3 @@ def _runs(name: str, call: Callable[[], Any]) -> bool:
         logger.warning("backend 'triton' cannot run this program: %s: %s", type(error).__name__, error)
         return False
     return True
-
-
-def measure(calls: Mapping[str, Callable[[], Any]], on_cuda: bool) -> dict[str, list[float]]:
-    """Seconds of each call, several times, one after the other in turn, after warming up."""
-    wait = torch.cuda.synchronize if on_cuda else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repetition in range(_WARM_UPS + _REPETITIONS):
-        for name, call in calls.items():
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            if repetition >= _WARM_UPS:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pccompile.backends.aten import Compile
     from pccompile.backends.patterns import Match
 
-__all__ = ["Choose", "by_measurement", "objection", "seconds_of"]
+__all__ = ["Choose", "by_measurement", "is_measured", "objection", "objection_to", "seconds_of"]
 
 logger = logging.getLogger("pccompile")
 
@@ -41,29 +41,43 @@ def by_measurement(rest: Compile) -> Choose:
     Raises:
         UsageError: PCCOMPILE_KERNELS is neither "measured" nor "always".
     """
-    setting = os.environ.get("PCCOMPILE_KERNELS", "measured")
-    if setting not in ("measured", "always"):
-        raise UsageError(f"PCCOMPILE_KERNELS={setting}", cure='set it to "measured" or "always"')
+    measured = is_measured()
 
     def choose(match: Match) -> tuple[bool, str]:
         problem = objection(match)
         if problem:
             return False, problem
-        if setting == "always" or not _on_gpu(match):
+        if not measured or not _on_gpu(match):
             return True, "not measured"
         return _faster(match, rest)
 
     return choose
 
 
+def is_measured() -> bool:
+    """Whether kernels are chosen by measurement; else all that can run are taken.
+
+    Raises:
+        UsageError: PCCOMPILE_KERNELS is neither "measured" nor "always".
+    """
+    setting = os.environ.get("PCCOMPILE_KERNELS", "measured")
+    if setting not in ("measured", "always"):
+        raise UsageError(f"PCCOMPILE_KERNELS={setting}", cure='set it to "measured" or "always"')
+    return setting == "measured"
+
+
 def objection(match: Match) -> str:
     """Why a kernel cannot run; "" if it can."""
+    return objection_to(_tensors(match))
+
+
+def objection_to(kinds: Sequence[torch.Tensor]) -> str:
+    """Why no kernel takes tensors of these kinds together; "" if one can."""
     from pccompile.kernels.devices import interpreted
 
-    kinds = _tensors(match)
     devices = {kind.device.type for kind in kinds}
     dtypes = {kind.dtype for kind in kinds if kind.is_floating_point() or kind.is_complex()}
-    if not _on_gpu(match) and not (interpreted() and devices == {"cpu"}):
+    if devices != {"cuda"} and not (interpreted() and devices == {"cpu"}):
         return "no GPU"
     if len(dtypes) > 1:
         return f"{' and '.join(sorted(map(_name, dtypes)))} together have no kernel"

@@ -29,7 +29,8 @@ class Row:
         launches: kernels launched. An operator is counted as one unless it is a view; Inductor launches fewer.
         bytes: what is read and written, each tensor once; of an operator as of a kernel.
         operations: as `torch.utils.flop_counter` counts them: those of products, convolutions and attention.
-        phase: "prediction", "error sweep", or "every step" for the body of a loop, once.
+        phase: "prediction", "error sweep", or "every step" for the body of a loop, once; "all steps"
+            for inference that is one launch.
     """
 
     vertices: tuple[str, ...]
@@ -48,10 +49,12 @@ class BackendReport:
     Attributes:
         backend: what `pccompile.compile` was asked for.
         rows: phase by phase; none where a back end runs vertex by vertex through the autograd engine.
+        notes: what it says of the program as a whole.
     """
 
     backend: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -73,7 +76,7 @@ class BackendReport:
             tuple(cell.rjust(widths[i]) if header[i] in _NUMBERS else cell for i, cell in enumerate(row))
             for row in table
         ]
-        return "\n".join([f"backend {self.backend!r}", *(line.rstrip() for line in aligned(lines))])
+        return "\n".join([f"backend {self.backend!r}", *(line.rstrip() for line in aligned(lines)), *self.notes])
 
 
 _NUMBERS = ("launches", "bytes", "operations")

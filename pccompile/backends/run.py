@@ -17,7 +17,7 @@ from pccompile.passes.closed_form import binomial_tail
 from pccompile.rules import Rule
 from pccompile.updates import ValueOptimizer, squared_norm
 
-__all__ = ["Run", "State", "energy", "value_optimizer"]
+__all__ = ["Run", "State", "energy", "first_non_finite", "value_optimizer"]
 
 State = dict[tuple[str, str], Any]  # ("value" | "prediction" | "error" | "moment" | "gradient", vertex) -> what it is
 
@@ -103,7 +103,7 @@ class Run:
             NonFiniteError: names the first vertex whose value, prediction or error is not finite.
         """
         if not math.isfinite(energy(program, self, state)):
-            raise _first_non_finite(program, state)
+            raise first_non_finite(program, state)
 
 
 def value_optimizer(rule: Rule) -> ValueOptimizer:
@@ -125,7 +125,7 @@ def energy(program: Program, run: Run, state: State) -> float:
     return float(value)
 
 
-def _first_non_finite(program: Program, state: State) -> NonFiniteError:
+def first_non_finite(program: Program, state: State) -> NonFiniteError:
     """The error for the first vertex, in feed-forward order, with a value, prediction or error that is not finite."""
     for vertex in program.vertices:
         for kind in ("value", "prediction", "error"):

@@ -94,12 +94,30 @@ def test_the_gain_of_fixed_prediction_is_an_argument():
     assert not any("mul" in target for target in operators(sweep))
 
 
-def test_a_strict_loop_predicts_and_goes_back_through_kernels_and_asks_for_no_gradient():
+def test_a_strict_loop_takes_a_launch_for_a_hidden_layer_and_two_for_the_output_and_asks_for_no_gradient():
     found = graphs(mlp(), pccompile.Strict(steps=5, step_size=0.1))
-    loop, _ = found["error_sweep_2"]
-    assert len(calls(loop, "predict_rows")) == 2  # of three layers: the first one's prediction does not change
-    assert [arguments[4:7] for arguments in calls(loop, "sweep_rows")] == [(True, False, False)] * 2
+    loop, chosen = found["error_sweep_2"]  # of three layers the first one's prediction does not change
+    assert [(row.kernel, row.vertices) for row in chosen] == [
+        ("linear_step", ("2",)), ("linear_predict", ("4",)), ("linear_error", ("4",)),
+    ]  # fmt: skip
+    assert [arguments[4:6] for arguments in calls(loop, "step_rows")] == [("relu", 0.01)]
+    assert [arguments[4:7] for arguments in calls(loop, "sweep_rows")] == [(True, False, False)]
     assert not any("mm" in target or ".t." in target for target in operators(loop))
+
+
+def test_a_prediction_that_something_else_reads_is_a_launch_of_its_own():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            z = self.b(torch.tanh(self.a(x)))
+            return self.c(torch.tanh(z) + z)
+
+    loop, chosen = graphs(Reads(), pccompile.Strict(steps=5, step_size=0.1))["error_sweep_2"]
+    assert not calls(loop, "step_rows")
+    assert {row.kernel for row in chosen} == {"linear_predict", "linear_error"}
 
 
 def test_what_somebody_else_reads_stays_where_it_is():

@@ -10,9 +10,9 @@ pattern here; patterns are tried in this order, and what one has taken the next 
 
 from __future__ import annotations
 
-from pccompile.backends.patterns import linear_error, linear_predict
+from pccompile.backends.patterns import linear_error, linear_predict, linear_step
 from pccompile.backends.patterns.match import Match, Pattern
 
 __all__ = ["PATTERNS", "Match", "Pattern"]
 
-PATTERNS: tuple[Pattern, ...] = (linear_predict.PATTERN, linear_error.PATTERN)
+PATTERNS: tuple[Pattern, ...] = (linear_step.PATTERN, linear_predict.PATTERN, linear_error.PATTERN)

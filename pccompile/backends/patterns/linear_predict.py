@@ -14,13 +14,13 @@ from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_predict.operator import predict_rows
 
-__all__ = ["PATTERN"]
+__all__ = ["PATTERN", "Layer", "layer_of"]
 
 _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """x W^T + b as the graph has it: `right` is W^T, and the weight a node that is W, if there is one."""
 
     product: fx.Node
@@ -30,6 +30,7 @@ class _Layer:
 
     @property
     def weight(self) -> fx.Node | None:
+        """W, where the graph has it."""
         if self.right.target is _aten.t.default:
             return self.right.args[0]  # type: ignore[return-value]
         key = self.right.meta.get("transpose_of")  # what hoisting took out of a loop
@@ -37,6 +38,7 @@ class _Layer:
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
+        """The nodes that the call reads."""
         return self.x, self.weight or self.right, *(() if self.bias is None else (self.bias,))
 
     def write(self, graph: fx.Graph, at: Callable[[fx.Node], fx.Node], activation: Activated) -> fx.Node:
@@ -52,7 +54,7 @@ class _Layer:
 
 
 def _candidates(product: fx.Node) -> Iterator[Match]:
-    layer = _layer(product)
+    layer = layer_of(product)
     if layer is None:
         return
     viewed = only_user(product)
@@ -68,17 +70,18 @@ def _candidates(product: fx.Node) -> Iterator[Match]:
     yield _match(layer, (product,), [product], Activated("identity"))
 
 
-def _layer(product: fx.Node) -> _Layer | None:
+def layer_of(product: fx.Node) -> Layer | None:
+    """The layer whose product a node is."""
     if product.kwargs:
         return None
     *biases, x, right = product.args
     bias = biases[0] if biases else None
     if bias is not None and bias.meta["val"].shape != product.meta["val"].shape[1:]:
         return None
-    return _Layer(product, x, right, bias)
+    return Layer(product, x, right, bias)
 
 
-def _match(layer: _Layer, replaced: Sequence[fx.Node], results: Sequence[fx.Node], activation: Activated) -> Match:
+def _match(layer: Layer, replaced: Sequence[fx.Node], results: Sequence[fx.Node], activation: Activated) -> Match:
     """The match whose results are the activation's output, and z where somebody else reads it."""
 
     def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:

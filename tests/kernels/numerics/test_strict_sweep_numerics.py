@@ -15,7 +15,6 @@ from torch.nn import functional
 import pccompile
 from pccompile.errors import ShapeError, UsageError
 from pccompile.kernels import ACTIVATIONS, chain_gradients, counting_launches, strict_sweep
-from pccompile.kernels.strict_sweep import launch
 from pccompile.kernels.strict_sweep.configurations import Configuration
 from pccompile.kernels.strict_sweep.launch import FORMS, Settings, empty_buffers, launch_strict_sweep
 from pccompile.kernels.strict_sweep.layout import Chain, Layout
@@ -145,6 +144,21 @@ def test_ignored_samples_have_no_loss_and_a_class_that_does_not_exist_is_not_hid
     assert energies[:, 4].isnan().all() and int(energies.isnan().sum()) == 4
 
 
+@pytest.mark.parametrize("form", ["batch_tiles", "half_steps"])
+def test_a_mean_is_over_the_samples_that_are_not_ignored(device, form):
+    chain = random_chain(device, 300, (4, 5, 3), ("tanh", "identity"))
+    chain.target[1] = chain.target[290] = -100
+    check_against_reference(chain, averaged=True, loss_factor=300.0, form=form)
+    with pytest.raises(UsageError, match="averaged"):
+        strict_sweep(chain.x, chain.x[:, :3], *chain.arguments[2:], **OPTIONS, loss="squared_error", averaged=True)
+
+
+def test_classes_may_lie_apart(device):
+    chain = random_chain(device)
+    apart = torch.stack([chain.target, torch.full_like(chain.target, -1)], dim=1)[:, 0]
+    check_against_reference(replace(chain, target=apart))
+
+
 @pytest.mark.parametrize("blocks", [(16, 64, 16), (64, 16, 32), (16, 16, 16)], ids=str)
 @pytest.mark.parametrize("form", ["batch_tiles", "half_steps"])
 def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, blocks, form):
@@ -204,24 +218,6 @@ def test_a_sample_does_not_depend_on_its_batch_and_results_repeat(device):
         assert torch.equal(one[32:], other)
     again = strict_sweep(*chain.arguments, **OPTIONS)
     assert all(map(torch.equal, whole.weight_gradients, again.weight_gradients))
-
-
-def test_launches_do_not_grow_with_the_steps(device, monkeypatch):
-    launched, launch_one = [], launch._launch
-
-    def counted(kernel, *arguments, **options):
-        launched.append(kernel)
-        launch_one(kernel, *arguments, **options)
-
-    monkeypatch.setattr(launch, "_launch", counted)
-    chain = random_chain(device, 5)
-    for steps in (1, 4):
-        launched.clear()
-        strict_sweep(*chain.arguments, steps=steps, step_size=0.1, form="batch_tiles")
-        assert launched == [launch.strict_sweep_kernel, launch.chain_gradients_kernel]
-        launched.clear()
-        strict_sweep(*chain.arguments, steps=steps, step_size=0.1, form="half_steps", gradients=False)
-        assert launched == [launch.half_step_kernel] * (3 + 3 * steps + 2)
 
 
 def test_the_gradients_take_a_factor_from_the_device(device):

@@ -1,0 +1,188 @@
+"""The Triton back end: flat graphs with kernels; and where a program is a chain, all steps of inference in one launch.
+
+Whether a chain's inference is one launch is decided once for each kind of inputs. On a GPU both are timed on the first
+step's tensors, in every form of launch, and the fastest is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pccompile import cache
+from pccompile.backends.aten import AtenBackend, FlatState
+from pccompile.backends.choice import is_measured
+from pccompile.backends.report import Row
+from pccompile.backends.run import Run, State
+from pccompile.backends.timing import measure
+from pccompile.backends.triton import is_installed, with_kernels
+from pccompile.derivatives import LocalFunction, Value
+from pccompile.errors import NonFiniteError
+from pccompile.ir.grammar import Program
+from pccompile.lowering.fragments import Fragment
+from pccompile.lowering.regions import signature
+from pccompile.rules import Strict
+
+if TYPE_CHECKING:
+    from pccompile.backends.sweep import ChainSweep, Values
+    from pccompile.kernels.strict_sweep.launch import Form
+
+__all__ = ["TritonBackend"]
+
+logger = logging.getLogger("pccompile")
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Which form of launch runs a chain's inference (None: the flat graphs do), and why."""
+
+    form: Form | None
+    reason: str
+
+
+class TritonBackend(AtenBackend):
+    """Executes a program as flat graphs with kernels; see `AtenBackend`.
+
+    Args:
+        program, functions, fragments: as for `AtenBackend`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        functions: Mapping[str, LocalFunction],
+        fragments: dict[Hashable, Fragment] | None = None,
+    ) -> None:
+        super().__init__(program, functions, with_kernels, fragments)
+        self.sweep, problem = _sweep_of(program, functions)
+        self.verdicts: dict[Hashable, _Verdict] = {}
+        self.verdict = _Verdict(None, problem)
+        self._rows: dict[Hashable, list[Row]] = {}
+        self._seen: Hashable = None
+
+    def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
+        """Predict every vertex once; see `EagerBackend.feed_forward`."""
+        state = super().feed_forward(run, clamped)
+        if self.sweep is not None:
+            state["clamped", ""] = clamped
+        return state
+
+    def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
+        """Run the error sweep; see `EagerBackend.infer`."""
+        if self.sweep is None:
+            return super().infer(run, state, outputs, keep)
+        values = self.sweep.values(state, state["clamped", ""])
+        key = self.kind_of(run), getattr(run.rule, "tolerance", 0.0) > 0
+        if key not in self.verdicts:
+            self.verdicts[key] = self._decide(self.sweep, run, values, state, outputs)
+        self.verdict = self.verdicts[key]
+        form = self.verdict.form
+        if form is None:
+            return super().infer(run, state, outputs, keep)
+        found: dict[str, Value] = self.sweep.run(run, values, form)
+        seen = key, run.rule.steps
+        if seen not in self._rows:
+            self._rows[seen] = self.sweep.rows(run, values, form, self.verdict.reason)
+        self._seen = seen
+        if isinstance(state, FlatState) and not keep:
+            state.plan.finish(state)
+        return found
+
+    @property
+    def code(self) -> str:
+        """What runs, as Python, for the inputs seen last."""
+        if self.verdict.form is None or self.latest is None:
+            return super().code
+        return (
+            f"{self.latest.prediction.executable.code}\n\n# all steps: strict_sweep; all gradients: chain_gradients\n"
+        )
+
+    def report(self) -> list[Row]:
+        """What runs each vertex, for the inputs seen last; see `AtenBackend.report`."""
+        rows = super().report()
+        if self.verdict.form is None:
+            return rows
+        return [row for row in rows if row.phase == "prediction"] + self._rows[self._seen]
+
+    @property
+    def notes(self) -> list[str]:
+        """Why inference that might have been one launch is not."""
+        if self.program.rule != Strict.name or self.verdict.form is not None:
+            return []
+        return [f"not all steps in one launch: {self.verdict.reason}"]
+
+    # Choosing ---------------------------------------------------------------------------------------------------------
+
+    def _decide(
+        self, sweep: ChainSweep, run: Run, values: Values, state: State, outputs: Mapping[str, Value]
+    ) -> _Verdict:
+        problem = sweep.objection(run, values)
+        if problem:
+            return _Verdict(None, problem)
+        if not is_measured() or not on_gpu(values):
+            return _Verdict(sweep.likely_form(values), "not measured")
+        alone = replace(run, energies=[])
+        flat = super().infer
+        calls: dict[str, Callable[[], Any]] = {"operators": lambda: flat(alone, state, outputs, True)}
+        calls |= {form: partial(sweep.run, alone, values, form) for form in sweep.forms()}
+        seconds = self._seconds(run, calls)
+        fastest = min(seconds, key=seconds.__getitem__)
+        told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in seconds.items())
+        return _Verdict(None if fastest == "operators" else fastest, told)  # type: ignore[arg-type]
+
+    def _seconds(self, run: Run, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        """What the whole inference takes, each way that works."""
+        import triton
+
+        import pccompile
+
+        stages = () if self.latest is None else self.latest.stages
+        graphs = [signature(stage.piece.module.graph) for stage in stages]
+        versions = triton.__version__, pccompile.__version__
+        key = cache.digest("strict sweep", run.rule.steps, run.cuda_graph, versions, *graphs)
+        seconds = cache.load(key)
+        if isinstance(seconds, dict) and {"operators"} < set(seconds) <= set(calls):
+            return seconds
+        able = {name: call for name, call in calls.items() if name == "operators" or _works(name, call)}
+        measured = measure(able, True)
+        seconds = {name: statistics.median(found) for name, found in measured.items()}
+        cache.store(key, seconds)
+        return seconds
+
+
+def on_gpu(values: Mapping[str, Value]) -> bool:
+    """Whether any of the values is there."""
+    return any(isinstance(part, torch.Tensor) and part.is_cuda for value in values.values() for part in value)
+
+
+def _works(form: str, call: Callable[[], Any]) -> bool:
+    """Whether a form of launch runs; whatever goes wrong inside Triton or its compiler, others can run."""
+    try:
+        call()
+    except (NonFiniteError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        logger.warning("strict_sweep as %s cannot run: %s: %s", form, type(error).__name__, error)
+        return False
+    return True
+
+
+def _sweep_of(program: Program, functions: Mapping[str, LocalFunction]) -> tuple[ChainSweep | None, str]:
+    """What runs the program's inference in one launch, or why nothing does."""
+    if program.rule != Strict.name:
+        return None, f"the rule is {program.rule}"
+    if not is_installed():
+        return None, "Triton is not installed"
+    from pccompile.backends.chain import NoChain, chain_of
+    from pccompile.backends.sweep import ChainSweep
+
+    try:
+        return ChainSweep(program, chain_of(program, functions)), ""
+    except NoChain as reason:
+        return None, str(reason)

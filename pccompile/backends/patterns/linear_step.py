@@ -1,0 +1,72 @@
+"""linear_step: a linear layer's prediction, its error and what that gives the parent, in one launch.
+
+    z = x W^T + b;  e = v - act(z);  (e * act'(z)) W
+
+as the body of a loop of strict inference has them for a layer that the next step moves. Where the prediction or z is
+read by somebody else as well, it stays several launches.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import fx
+
+from pccompile.backends.patterns.activations import Activated, activated, sloped
+from pccompile.backends.patterns.linear_predict import layer_of
+from pccompile.backends.patterns.match import Match, Pattern, call, item
+from pccompile.kernels.devices import product_precision
+from pccompile.kernels.linear_step.rows import step_rows
+
+__all__ = ["PATTERN"]
+
+_aten = torch.ops.aten
+_SUBTRACTIONS = (_aten.sub.Tensor, operator.sub)
+_PRODUCTS = (_aten.addmm.default, _aten.mm.default)
+
+
+def _candidates(heart: fx.Node) -> Iterator[Match]:
+    d, weight = heart.args
+    slope = sloped(d)  # type: ignore[arg-type]
+    error = d if slope is None else slope.error
+    compared = _compared(error)  # type: ignore[arg-type]
+    if compared is None:
+        return
+    value, prediction = compared
+    activation = activated(prediction)
+    z = prediction if activation is None else prediction.args[0]
+    if (activation is None) != (slope is None) or not isinstance(z, fx.Node) or z.target not in _PRODUCTS:
+        return
+    if slope is not None and (slope.activation != activation or slope.residual not in (z, prediction)):
+        return
+    layer = layer_of(z)
+    if layer is None or layer.weight is not weight or value.meta["val"].shape != z.meta["val"].shape:
+        return
+    replaced = tuple(dict.fromkeys([z, prediction, error, d, heart]))
+    inputs = tuple(node for node in (value, layer.x, layer.weight, layer.bias) if node is not None)
+
+    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+        named = activation or Activated("identity")
+        bias = None if layer.bias is None else at(layer.bias)
+        operands = at(value), at(layer.x), at(weight), bias  # type: ignore[arg-type]
+        options = named.name, named.negative_slope, product_precision()
+        found = call(graph, step_rows, (*operands, *options), "linear_step")
+        found.meta["val"] = tuple(node.meta["val"] for node in (error, heart))  # type: ignore[union-attr]
+        return [item(graph, found, index, kind) for index, kind in enumerate(found.meta["val"])]
+
+    yield Match("linear_step", replaced, (error, heart), inputs, write)  # type: ignore[arg-type]
+
+
+def _compared(error: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """v and mu, if a node is v - mu of two matrices."""
+    if error.target not in _SUBTRACTIONS or error.kwargs or len(error.args) != 2:
+        return None
+    value, prediction = error.args
+    if not isinstance(value, fx.Node) or not isinstance(prediction, fx.Node):
+        return None
+    return value, prediction
+
+
+PATTERN = Pattern("linear_step", "error", frozenset([_aten.mm.default]), _candidates)
