@@ -110,8 +110,8 @@ def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
 
 
 def _graph_of(match: Match) -> fx.Graph:
-    nodes = sorted(match.replaced, key=list(match.replaced[0].graph.nodes).index)
-    return region(nodes).graph
+    replaced = set(match.replaced)
+    return region([node for node in match.replaced[0].graph.nodes if node in replaced]).graph
 
 
 def _call_of(match: Match) -> fx.Graph:
