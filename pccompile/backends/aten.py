@@ -76,9 +76,10 @@ def as_it_is(piece: FlatPiece) -> Executable:
 def python_of(module: fx.GraphModule, name: str) -> str:
     """A flat graph as a Python function of that name; kernels go by their own."""
     code: str = module.code.strip().replace("def forward(", f"def {name}(", 1)
-    for function in {node.target for node in module.graph.nodes if "kernel" in node.meta}:
-        module_name = str(getattr(function, "__module__", ""))
-        code = code.replace(f"{module_name.replace('.', '_')}_{function.__name__}", function.__name__)
+    calls = (node for node in module.graph.nodes if node.op == "call_function" and "kernel" in node.meta)
+    for function in {node.target for node in calls}:
+        prefix = str(getattr(function, "__module__", "")).replace(".", "_")
+        code = code.replace(f"{prefix}_{function.__name__}", function.__name__)
     return code
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from pccompile import cache
+from pccompile.backends.cudagraph import CudaRecorder
 from pccompile.errors import UsageError
 from pccompile.ir.grammar import Span
 from pccompile.lowering.expand import FlatPiece
@@ -110,8 +111,8 @@ def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
 
 
 def _graph_of(match: Match) -> fx.Graph:
-    nodes = sorted(match.replaced, key=list(match.replaced[0].graph.nodes).index)
-    return region(nodes).graph
+    replaced = set(match.replaced)
+    return region([node for node in match.replaced[0].graph.nodes if node in replaced]).graph
 
 
 def _call_of(match: Match) -> fx.Graph:
@@ -125,6 +126,8 @@ def _call_of(match: Match) -> fx.Graph:
 
 def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
     """The median time of a graph's run on a GPU, on random tensors, by CUDA events.
+
+    Launches are recorded and replayed, as those of a step are: what the host takes for them does not count.
 
     Args:
         rest: makes it ready; None for a graph that calls a kernel.
@@ -146,19 +149,27 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
     )
     call = (rest or as_it_is)(piece).call
     inputs = [_random(node.meta["val"]) for node in placeholders]
-    device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
-    times: list[float] = []
+    (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
+
+    def calls(given: list[Any]) -> tuple[()]:
+        for _ in range(_CALLS):
+            call(list(given))
+        return ()
+
     with torch.cuda.device(device), torch._C._AutoDispatchBelowAutograd():
-        for repetition in range(_WARM_UPS + _REPETITIONS):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(_CALLS):
-                call(list(inputs))
-            stop.record()
-            stop.synchronize()
-            if repetition >= _WARM_UPS:
-                times.append(start.elapsed_time(stop) / 1e3 / _CALLS)
-    return statistics.median(times)
+        for _ in range(_WARM_UPS):
+            calls(inputs)
+        replay, _ = CudaRecorder(device).record(calls, inputs)
+        return statistics.median(_seconds(replay) for _ in range(_REPETITIONS)) / _CALLS
+
+
+def _seconds(replay: Callable[[], None]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    replay()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
 
 
 def _random(kind: Any) -> Any:

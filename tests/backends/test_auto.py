@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pccompile
 from pccompile.backends import aten, auto
@@ -85,3 +86,25 @@ def test_without_what_inductor_needs_there_is_nothing_to_choose(monkeypatch):
     pc = compiled(make())
     pc.loss(X, Y).backward()
     assert pc.code.startswith("# backend 'aten'")
+
+
+def test_the_kernels_take_part_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(auto, "is_installed", lambda: True)
+    pc = compiled(make())
+    pc.loss(X, Y).backward()
+    contestants = pc._latest.backend._contestants
+    with FakeTensorMode():
+        on = {device: torch.empty(2, device=device) for device in ("cpu", "cuda")}
+    assert contestants({"x": (on["cpu"],)}) == ["aten", "inductor"]
+    assert contestants({"x": (on["cpu"],), "weight": (on["cuda"],)}) == ["aten", "inductor", "triton"]
+    monkeypatch.setattr(auto, "is_installed", lambda: False)
+    assert contestants({"x": (on["cuda"],)}) == ["aten", "inductor"]
+
+
+def test_kernels_that_fail_are_not_measured_and_a_warning_says_so(caplog):
+    def fails():
+        raise RuntimeError("no such luck")
+
+    assert not auto._runs("triton", fails)
+    assert "no such luck" in caplog.text
+    assert auto._runs("aten", fails)  # what fails there is the user's own, and told when the step runs

@@ -1,6 +1,7 @@
 """On the Triton back end models train as on the eager one, to the precision of float32."""
 
 import re
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pccompile
-from pccompile.backends import inductor, triton
+from pccompile.backends import choice, inductor, triton
 from pccompile.kernels import counting_launches
 
 RULES = [
@@ -281,6 +282,29 @@ def test_what_the_loop_of_strict_inference_does_not_change_is_predicted_before_i
     in_loop = [row.vertices for row in pc.backend_report() if row.phase == "every step" and row.kernel != "aten"]
     assert sorted(in_loop) == [("2",), ("2",), ("4",), ("4",)]  # the first layer's prediction stays what it was
     assert "torch.t(" not in pc.code[pc.code.index("def error_sweep_2") : pc.code.index("def error_sweep_3")]
+
+
+def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(device, monkeypatch, tmp_path):
+    class Recorder:
+        def __init__(self, device):
+            self.device = device
+
+        def record(self, function, inputs):
+            return lambda: function(list(inputs)), ()
+
+    monkeypatch.setenv("PCCOMPILE_KERNELS", "measured")
+    monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choice, "_on_gpu", lambda match: True)
+    monkeypatch.setattr(choice, "_seconds", lambda replay: replay() or 1e-6)
+    monkeypatch.setattr(choice, "CudaRecorder", Recorder)
+    monkeypatch.setattr(choice, "_CALLS", 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    pc = compiled(nn.Sequential(Skips(), nn.Linear(3, 3)), device)
+    for rule in (pccompile.ZIL(), pccompile.FixedPrediction(steps=20, step_size=0.4, levelled=True)):
+        agree(pc, rule, *batch(device))
+        rows = [row for row in pc.backend_report() if row.operations]
+        assert {row.kernel for row in rows} == {"linear_predict", "linear_error"}
+        assert {row.reason for row in rows} == {"kernel 1 us, operators 1 us"}
 
 
 @pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
