@@ -18,12 +18,14 @@ from torch import fx
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
-from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of, is_random
+from pccompile.lowering.fragments import Fragment, Leaf, Unsupported
 from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.masks import narrow_masks
+from pccompile.lowering.predictions import Held, Prediction
+from pccompile.lowering.symbolic_updates import SymbolicOptimizer, SymbolicRun, infer_on_symbols, relax_on_symbols
 from pccompile.lowering.symbols import Origin, Space, Symbol, Writer
-from pccompile.updates import ValueOptimizer, infer, relax, total
+from pccompile.updates import ValueOptimizer, infer, relax
 
 __all__ = ["Expansion", "FlatPiece", "Key", "Scalars"]
 
@@ -85,11 +87,11 @@ class Expansion:
         self.space = Space()
         self.scalars: Scalars = {}
         self._numbers: dict[str, Symbol] = {}
-        self.optimizer = _SymbolicOptimizer(self, optimizer)
+        self.optimizer = SymbolicOptimizer(self, optimizer)
         self.state: dict[Quantity, Any] = {}
         self.kinds: dict[str, tuple[Any, ...]] = {}  # identifier -> a stand-in for each component
         self.keys: dict[str, str] = {}  # clamped vertex -> key
-        self.first_draws: dict[str, _Prediction] = {}  # by identifier of a vertex that draws at random
+        self.first_draws: dict[str, Prediction] = {}  # by identifier of a vertex that draws at random
         for vertex, value in clamped.items():
             symbol = self.space.given(self.names[vertex], value) if isinstance(value, torch.Tensor) else value
             if isinstance(symbol, Symbol):
@@ -148,16 +150,16 @@ class Expansion:
     def _write(self, piece: Piece, loss_error: Value | None = None) -> _Written:
         writer = self.space.begin(piece.name)
         before = dict(self.state)
-        run = _SymbolicRun(self, loss_error)
+        run = SymbolicRun(self, loss_error)
         values: dict[fx.Node, Any] = {}
         quantities = iter(piece.reads)
         for node in piece.graph.nodes:
             if node.op == "placeholder":
                 values[node] = run if node.name == "run" else self.state.get(next(quantities))
             elif node.op == "output":
-                results = fx.node.map_arg(node.args[0], lambda n: _Held(values[n]))
+                results = fx.node.map_arg(node.args[0], lambda n: Held(values[n]))
                 self.state.update(
-                    {q: r.value if isinstance(r, _Held) else r for q, r in zip(piece.writes, results, strict=True)}
+                    {q: r.value if isinstance(r, Held) else r for q, r in zip(piece.writes, results, strict=True)}
                 )
             else:
                 self.space.origin = Origin(node.meta.get("vertex", ""))
@@ -182,18 +184,18 @@ class Expansion:
                 return args[0].get(args[1])
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.target is relax and isinstance(args[1], Symbol):
-            return _relax(*args)
+            return relax_on_symbols(*args)
         if node.target is infer:
-            return _infer(*args)
+            return infer_on_symbols(*args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _predict(self, name: str, parents: tuple[Value, ...]) -> _Prediction:
+    def _predict(self, name: str, parents: tuple[Value, ...]) -> Prediction:
         function = self.module_of[name]
         values: dict[Leaf, Any] = {}
         for (parent, read), value in zip(function.reads.items(), parents, strict=True):
             for index, _, _ in read:
                 values[parent, index] = value[index]
-        prediction = _Prediction(self, name, function, values, self.first_draws.get(name))
+        prediction = Prediction(self, name, function, values, self.first_draws.get(name))
         if function.random:
             self.first_draws.setdefault(name, prediction)
         self.kinds[name] = tuple(part.fake if isinstance(part, Symbol) else part for part in prediction.prediction)
@@ -336,243 +338,6 @@ class _Written:
         )
 
 
-@dataclass
-class _Held:
-    value: Any
-
-
-class _Prediction:
-    """A vertex's prediction in a flat graph; stands for `derivatives.Linearisation`."""
-
-    def __init__(
-        self,
-        expansion: Expansion,
-        name: str,
-        function: LocalFunction,
-        leaves: dict[Leaf, Any],
-        first: _Prediction | None = None,
-    ) -> None:
-        self.expansion, self.name, self.function, self.leaves = expansion, name, function, leaves
-        self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
-        self.fragment = fragment_of(function, self.kinds, None, expansion.fragments)
-        self.behind = self.fragment.behind
-        self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
-        if first is not None:
-            if first.fragment.graph is not self.fragment.graph:
-                raise Unsupported(f"{name} draws random numbers, and for other kinds of inputs when predicted again")
-            self.symbols.update(first.draws())
-        if self.fragment.writes:
-            for node in self.fragment.predicted:
-                self._copy(node, self.symbols)
-        self.prediction: Value = tuple(
-            self._copy(part, self.symbols, f"{name}" if index == 0 else f"{name}_{index}")
-            for index, part in enumerate(self.fragment.components)
-        )
-
-    def draws(self) -> dict[fx.Node, Symbol]:
-        """What was drawn, for later predictions of the vertex, which repeat it.
-
-        Raises:
-            Unsupported: a draw depends on the vertex's inputs.
-        """
-        drawn = self.fragment.independent
-        for node in self.fragment.predicted:
-            if is_random(node) and node not in drawn:
-                raise Unsupported(f"{self.name} draws random numbers that depend on its inputs")
-        return {node: self.symbols[node] for node in drawn if node in self.symbols}
-
-    def pull_back(self, error: Value | None, targets: tuple[str, ...], release: bool = False) -> dict[str, Value]:
-        """J(i, parent)^T e_i for each target that the error reaches, as nodes of the graph being written."""
-        given = [
-            (position, error[position] if error is not None and position < len(error) else None)
-            for position, node in enumerate(self.fragment.errors)
-            if node is not None
-        ]
-        if all(part is None for _, part in given):
-            return {}
-        parts = {position: part if part is not None else self._zeros(position) for position, part in given}
-        fragment, symbols = self._for_errors(parts)
-        for position, part in parts.items():
-            symbols[fragment.errors[position]] = part
-        if fragment.writes:
-            predicted = set(fragment.predicted)
-            for node in fragment.graph.nodes:
-                if node.op == "call_function" and node not in predicted:
-                    self._copy(node, symbols)
-        found: dict[str, list[Any]] = {}
-        for (parent, index), node in fragment.contributions.items():
-            if parent in targets:
-                symbol = self._copy(node, symbols, f"{self.name}_to_{self.expansion.names[parent]}")
-                found.setdefault(parent, [None] * self.function.widths[parent])[index] = symbol
-        return {parent: tuple(contribution) for parent, contribution in found.items()}
-
-    def _zeros(self, position: int) -> Symbol:
-        like = self.prediction[position].fake
-        options = {"dtype": like.dtype, "device": like.device}
-        return self.expansion.space.emit(torch.zeros, (tuple(like.shape),), options)
-
-    def _for_errors(self, parts: dict[int, Symbol]) -> tuple[Fragment, dict[fx.Node, Any]]:
-        """The fragment for errors of these layouts, and the symbols of its nodes that are known already."""
-        expected = [self.fragment.errors[position].meta["val"] for position in parts]  # type: ignore[union-attr]
-        actual = [part.fake for part in parts.values()]
-        if all(a.stride() == b.stride() and a.dtype == b.dtype for a, b in zip(expected, actual, strict=True)):
-            return self.fragment, _Layered(self.symbols)
-        other = fragment_of(self.function, self.kinds, actual, self.expansion.fragments)
-        self.behind = self.behind | other.behind
-        mine, theirs = self.fragment.predicted, other.predicted
-        forward = min(len(mine), len(theirs))
-        symbols: dict[fx.Node, Any] = _Layered({node: self.leaves[leaf] for leaf, node in other.leaves.items()})
-        for ours, node in zip(mine[:forward], theirs[:forward], strict=True):
-            if ours.target is not node.target:
-                break
-            if ours in self.symbols:
-                symbols[node] = self.symbols[ours]
-        return other, symbols
-
-    def _copy(self, node: Any, symbols: dict[fx.Node, Any], wish: str | None = None) -> Any:
-        """The symbol of a fragment's node, written now (with what it reads) if it is not there yet."""
-        if not isinstance(node, fx.Node):
-            return node
-        stack: list[tuple[fx.Node, str | None]] = [(node, wish)]
-        while stack:
-            current, name = stack[-1]
-            if current in symbols:
-                stack.pop()
-                continue
-            missing = [parent for parent in current.all_input_nodes if parent not in symbols]
-            if missing:
-                stack += [(parent, None) for parent in missing]
-                continue
-            stack.pop()
-            args = fx.node.map_arg(current.args, lambda n: _Held(symbols[n]))
-            kwargs = fx.node.map_arg(current.kwargs, lambda n: _Held(symbols[n]))
-            part: Any = "error" if current in self.behind else "prediction"
-            self.expansion.space.origin = Origin(self.function.vertex.name, part)
-            operator = str(getattr(current.target, "__name__", current.target)).partition(".")[0].strip("_")
-            symbols[current] = self.expansion.space.emit(
-                current.target,  # type: ignore[arg-type]
-                _unheld(args),
-                _unheld(kwargs),
-                wish=name or f"{self.name}_{operator}",
-                fake=current.meta["val"],
-            )
-            if isinstance(current.meta["val"], tuple | list):  # a tuple stays in the graph that computes it
-                for user in current.users:
-                    if user.target.__name__ == "getitem" and user not in symbols:  # type: ignore[union-attr]
-                        self._copy(user, symbols)
-        return symbols[node]
-
-
-class _Layered(dict[fx.Node, Any]):
-    """Symbols of one product with a Jacobian; those of the prediction show through."""
-
-    def __init__(self, below: dict[fx.Node, Any]) -> None:
-        super().__init__()
-        self.below = below
-
-    def __contains__(self, node: object) -> bool:
-        return super().__contains__(node) or node in self.below
-
-    def __missing__(self, node: fx.Node) -> Any:
-        return self.below[node]
-
-
-class _SymbolicRun:
-    """Stands for `backends.run.Run`."""
-
-    random_states = None
-
-    def __init__(self, expansion: Expansion, loss_error: Value | None) -> None:
-        self.expansion, self.loss_error = expansion, loss_error
-
-    @property
-    def step_size(self) -> Symbol:
-        return self.expansion.scalar("step_size", "step_size")
-
-    @property
-    def optimizer(self) -> _SymbolicOptimizer:
-        return self.expansion.optimizer
-
-    @property
-    def learn_factor(self) -> Symbol:
-        return self.expansion.scalar("learn_factor", "learn_factor")
-
-    def gain(self, level: int, sign: float = 1.0) -> Symbol:
-        return self.expansion.scalar(f"gain_{level}", "gain", level, sign)
-
-    def descend(self, parameter: str, gradient: Value | None) -> None:
-        writer = self.expansion.space.writer
-        symbol = None if gradient is None else gradient[0]
-        if symbol is not None:
-            writer.export(symbol)
-        writer.descents.append((parameter, None if symbol is None else symbol.key))
-
-
-class _SymbolicOptimizer:
-    """Stands for `updates.ValueOptimizer`: the same steps with the step size as an input of the graph."""
-
-    def __init__(self, expansion: Expansion, optimizer: ValueOptimizer) -> None:
-        self.expansion, self.rule = expansion, optimizer
-
-    def start(self) -> tuple[Any, ...] | None:
-        """The moments of a value before the first step."""
-        return {"sgd": None, "momentum": (None,), "adam": (None, None, 0)}[self.rule.kind]
-
-    def step(self, value: Symbol, direction: Symbol | None, moment: Any) -> tuple[Symbol, Any]:
-        """One step; see `updates.ValueOptimizer.step`."""
-        emit, eta = self.expansion.space.emit, self.expansion.scalar("step_size", "step_size")
-        if self.rule.kind == "sgd":
-            return (value if direction is None else emit(torch.add, (value, direction), {"alpha": eta})), None
-        first, second, count = (*(moment or self.start() or ()), None, None)[:3]
-        if direction is None and first is None:
-            return value, (None,) if self.rule.kind == "momentum" else (None, None, count + 1)
-        if direction is None:
-            direction = emit(torch.zeros_like, (value,))
-        if self.rule.kind == "momentum":
-            first = direction if first is None else emit(torch.add, (direction, first), {"alpha": self.rule.momentum})
-            return emit(torch.add, (value, first), {"alpha": eta}), (first,)
-        b1, b2 = self.rule.betas
-        first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
-        second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
-        corrected = first / (1 - b1 ** (count + 1))
-        scale = emit(torch.sqrt, (second / (1 - b2 ** (count + 1)),)) + self.rule.epsilon
-        return value + eta * corrected / scale, (first, second, count + 1)
-
-
-def _infer(
-    optimizer: _SymbolicOptimizer, value: Value, error: Value | None, moment: Any, *contributions: Value | None
-) -> tuple[Value, Any]:
-    """`updates.infer` with one subtraction for -e + contributions."""
-    incoming = total(contributions)
-    if error is None or incoming is None:
-        return infer(optimizer, value, error, moment, *contributions)  # type: ignore[arg-type]
-    moved = [
-        optimizer.step(
-            part,
-            pulled if own is None else -own if pulled is None else pulled - own,
-            None if moment is None else moment[index],
-        )
-        for index, (part, own, pulled) in enumerate(zip(value, error, incoming, strict=True))
-    ]
-    return tuple(after for after, _ in moved), tuple(state for _, state in moved)
-
-
-def _relax(error: Value | None, step_size: Symbol, *contributions: Value | None) -> Value | None:
-    """`updates.relax` with a step size that the run provides."""
-    incoming = relax(None, 1.0, *contributions)
-    if incoming is None or error is None:
-        parts = error if incoming is None else incoming
-        factor = 1 - step_size if incoming is None else step_size
-        return None if parts is None else tuple(None if part is None else factor * part for part in parts)
-    return tuple(_mix(before, after, step_size) for before, after in zip(error, incoming, strict=True))
-
-
-def _mix(before: Symbol | None, after: Symbol | None, step_size: Symbol) -> Symbol | None:
-    if before is None or after is None:
-        return None if before is after else (1 - step_size) * before if before is not None else step_size * after
-    return before.space.emit(torch.lerp, (before, after, step_size))
-
-
 def _resolve(argument: Any, values: dict[fx.Node, Any]) -> Any:
     if isinstance(argument, fx.Node):
         return values[argument]
@@ -580,16 +345,6 @@ def _resolve(argument: Any, values: dict[fx.Node, Any]) -> Any:
         return tuple(_resolve(part, values) for part in argument)
     if isinstance(argument, dict):
         return {name: _resolve(part, values) for name, part in argument.items()}
-    return argument
-
-
-def _unheld(argument: Any) -> Any:
-    if isinstance(argument, _Held):
-        return argument.value
-    if isinstance(argument, tuple | list):
-        return type(argument)(_unheld(part) for part in argument)
-    if isinstance(argument, dict):
-        return {name: _unheld(part) for name, part in argument.items()}
     return argument
 
 
