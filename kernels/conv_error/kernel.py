@@ -17,6 +17,7 @@ from pccompile.kernels.conv_error.gradient import gradient_tile, write
 from pccompile.kernels.convolution_geometry import Geometry, strides_of, wide_images
 from pccompile.kernels.convolution_tiles import image_offsets, image_rows, parent_sum
 from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
 
 __all__ = ["conv_error_arguments", "conv_error_kernel", "launch_conv_error"]
@@ -339,5 +340,6 @@ def launch_conv_error(
     )
     if grid[0] == 0:
         return
+    count_launch("conv_error")
     with torch.cuda.device_of(error):
         conv_error_kernel[grid](*arguments, **constants)

@@ -22,6 +22,7 @@ from pccompile.kernels.convolution_tiles import (
     window_rows,
 )
 from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
 
 __all__ = ["conv_predict_arguments", "conv_predict_kernel", "launch_conv_predict"]
@@ -229,5 +230,6 @@ def launch_conv_predict(
         architecture,
         configuration,
     )
+    count_launch("conv_predict")
     with torch.cuda.device_of(x):
         conv_predict_kernel[grid](*arguments, **constants)

@@ -24,6 +24,7 @@ from pccompile.kernels.convolution_tiles import (
     window_rows,
 )
 from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.launches import count_launch
 
 __all__ = ["conv_step_arguments", "conv_step_kernel", "launch_conv_step"]
 
@@ -384,5 +385,6 @@ def launch_conv_step(
     )
     if grid[0] == 0:
         return
+    count_launch("conv_step")
     with torch.cuda.device_of(x):
         conv_step_kernel[grid](*arguments, **constants)

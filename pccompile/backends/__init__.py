@@ -18,7 +18,7 @@ from pccompile.backends.eager import EagerBackend
 from pccompile.backends.inductor import with_inductor
 from pccompile.backends.literal import LiteralBackend
 from pccompile.backends.report import BackendReport
-from pccompile.backends.triton import with_kernels
+from pccompile.backends.triton import with_groups, with_kernels
 
 __all__ = ["BACKENDS", "AtenBackend", "BackendReport", "EagerBackend", "LiteralBackend"]
 
@@ -26,6 +26,6 @@ BACKENDS: dict[str, Callable[..., Any]] = {
     "eager": EagerBackend,
     "aten": AtenBackend,
     "inductor": partial(AtenBackend, compile_graph=with_inductor),
-    "triton": partial(AtenBackend, compile_graph=with_kernels),
+    "triton": partial(AtenBackend, compile_graph=with_kernels, together=with_groups),
     "auto": AutoBackend,
 }

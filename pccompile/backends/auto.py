@@ -15,7 +15,7 @@ from pccompile.backends.aten import AtenBackend, Compile
 from pccompile.backends.inductor import is_available, with_inductor
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
-from pccompile.backends.triton import is_installed, with_kernels
+from pccompile.backends.triton import is_installed, with_groups, with_kernels
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Kind, Program
@@ -110,7 +110,8 @@ class AutoBackend:
         aten = self.backends["aten"]
         for name, compile_graph in compilers.items():
             if name not in self.backends:
-                self.backends[name] = AtenBackend(self.program, self.functions, compile_graph, aten.fragments)
+                together = with_groups if name == "triton" else list
+                self.backends[name] = AtenBackend(self.program, self.functions, compile_graph, aten.fragments, together)
         return ["aten", *compilers]
 
     def _measured(self, run: Run, clamped: Mapping[str, Value], contestants: Sequence[str]) -> dict[str, list[float]]:
