@@ -15,7 +15,8 @@
 Beside the folders, what all operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py), sums over a tile (reductions.py), statistics of a stream (moments.py), sums over programs in
 a fixed order (arrivals.py), which table of configurations a device reads (devices.py), what a kernel refuses
-(arguments.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
+(arguments.py), where results go (results.py) and how launches are counted (launches.py). Kernels
+take float32, bfloat16 and float16, accumulate in
 float32, and repeat bit for bit.
     linear_step      e = v - act(x W^T + b), and the parent's error        one launch
     strict_sweep     T steps of strict inference of a chain of layers      one launch, and one for all gradients

@@ -118,7 +118,7 @@ def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
 
 def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
     origin = node.meta.get("origin")
-    return node.op == "call_function" and node.target in hearts and origin is not None and origin.part == part
+    return node.op == "call_function" and node.target in hearts and origin is not None and part in ("", origin.part)
 
 
 def _row(match: Match, kernel: str, reason: str) -> Row:

@@ -25,6 +25,7 @@ from pccompile.backends.patterns import (
     embedding_error,
     linear_error,
     linear_predict,
+    pointwise,
     row_norm,
 )
 from pccompile.backends.patterns.match import Match, Pattern
@@ -42,4 +43,5 @@ PATTERNS: tuple[Pattern, ...] = (
     *batch_norm.PATTERNS,
     *row_norm.PATTERNS,
     embedding_error.PATTERN,
+    pointwise.PATTERN,
 )

@@ -78,7 +78,7 @@ class Pattern:
 
     Attributes:
         kernel: its name.
-        part: "prediction" or "error": the nodes of which its heart is one (`lowering.symbols.Origin`).
+        part: "prediction" or "error": the nodes of which its heart is one (`lowering.symbols.Origin`); "" for any.
         hearts: the operators of which one is in every match.
         candidates: the matches around a heart, best first.
     """

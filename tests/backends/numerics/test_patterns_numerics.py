@@ -1,5 +1,7 @@
 """With kernels for convolutions, normalisations, embeddings and the loss, models train as on the eager back end."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ RULES = [
 ]
 
 
-def images(device, channels, size, count=3):
+def images(device, channels, size, count=2):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, channels, size, size, generator=generator).to(device), torch.arange(count).to(device) % 3
 
@@ -28,7 +30,7 @@ def left(pc):
 def mnist_cnn():
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.MaxPool2d(2)]
-    dense = [nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)]
+    dense = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)]
     return nn.Sequential(*convolutions, nn.Flatten(), *dense)
 
 
@@ -37,8 +39,7 @@ def cifar_cnn():
     return nn.Sequential(
         *(nn.Conv2d(2, 3, 3, padding=1), nn.GELU(), nn.AvgPool2d(2)),
         *(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Tanh()),
-        *(nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.SiLU(), nn.MaxPool2d(3, 3)),
-        *(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3)),
+        *(nn.Conv2d(4, 4, 2, groups=2), nn.SiLU(), nn.MaxPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 3)),
     )
 
 
@@ -58,9 +59,7 @@ class Residual(nn.Module):
 def resnet():
     torch.manual_seed(0)
     stem = [nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
-    return nn.Sequential(
-        *stem, Residual(4, 4), Residual(4, 5, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)
-    )
+    return nn.Sequential(*stem, Residual(4, 5, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
 
 
 class Transformer(nn.Module):
@@ -81,10 +80,10 @@ def tokens(device):
 
 
 @pytest.mark.parametrize(
-    "make, channels, layers", [(mnist_cnn, 1, (2, 3)), (cifar_cnn, 2, (4, 1))], ids=["mnist", "cifar"]
+    "make, channels, layers", [(mnist_cnn, 1, (2, 3)), (cifar_cnn, 2, (3, 1))], ids=["mnist", "cifar"]
 )
 def test_a_convolutional_network_takes_two_launches_a_layer_and_two_for_the_loss(device, make, channels, layers):
-    pc, given = compiled(make(), device), images(device, channels, 12 if channels == 1 else 6)
+    pc, given = compiled(make(), device), images(device, channels, 8 if channels == 1 else 6)
     convolutions, products = layers
     for rule in RULES[:2]:
         launches = agree(pc, rule, *given)
@@ -97,12 +96,11 @@ def test_a_convolutional_network_takes_two_launches_a_layer_and_two_for_the_loss
 
 def test_a_residual_network_with_batch_normalisation(device):
     pc, given = compiled(resnet(), device), images(device, 2, 4)
-    for rule in RULES:
-        launches = agree(pc, rule, *given)
-        assert {"conv_predict", "conv_error", "batch_norm_predict", "batch_norm_error"} <= set(launches)
+    names = ("conv_predict", "conv_error", "batch_norm_predict", "batch_norm_error")
+    for rule in RULES[1:]:
+        assert set(names) <= set(agree(pc, rule, *given))
     launches = agree(pc, pccompile.ZIL(), *given)
-    assert all(launches[name] == 6 for name in ("conv_predict", "conv_error"))
-    assert all(launches[name] == 6 for name in ("batch_norm_predict", "batch_norm_error"))
+    assert [launches[name] for name in names] == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.RMSNorm(6)], ids=["layer", "rms"])
@@ -113,23 +111,21 @@ def test_a_transformer_with_an_embedding(device, norm):
         assert launches["row_norm_predict"] and launches["row_norm_error"] and launches["embedding_error"]
 
 
-def test_an_error_that_comes_back_to_a_parent_twice_is_added_by_the_kernel(device):
-    class Skip(nn.Module):
+def test_errors_of_two_convolutions_with_one_parent_are_added_by_the_kernel(device):
+    class Branches(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3)
+            self.a, self.b = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+            self.c, self.d = nn.Conv2d(3, 3, 1), nn.Linear(12, 3)
 
         def forward(self, x):
             h = torch.tanh(self.a(x))
-            return self.c((h + torch.sigmoid(self.b(h))).mean((2, 3)))
+            return self.d((self.b(h) * torch.sigmoid(self.c(h))).flatten(1))
 
-    pc = compiled(Skip(), device)
-    agree(pc, pccompile.ZIL(), *images(device, 2, 3))
-    report = pc.backend_report()
-    (row,) = [row for row in report if row.kernel == "conv_error" and "b" in row.vertices]
-    assert (
-        "add" in str(row.vertices) or not [r for r in report if r.kernel == "aten" and "add" in str(r.vertices)] or row
-    )
+    pc = compiled(Branches(), device)
+    agree(pc, pccompile.ZIL(), *images(device, 2, 2))
+    calls = re.findall(r"sweep_images\((.*)\);", pc.code)
+    assert [len(re.findall(r"'none', \(1, 1, 1, 1\), [a-z]", call)) for call in calls] == [0, 1, 0]
 
 
 def test_what_a_pooling_keeps_stays_where_somebody_else_reads_it(device):
@@ -158,14 +154,15 @@ def test_a_weighted_loss_over_positions(device, reduction):
 
     pc = compiled(nn.Conv2d(2, 3, 1), device, loss)
     x, _ = images(device, 2, 3)
-    y = torch.arange(27, device=device).view(3, 3, 3) % 3
+    y = torch.arange(18, device=device).view(2, 3, 3) % 3
     for rule in (RULES[0], RULES[2]):
         launches = agree(pc, rule, x, y)
         assert launches["cross_entropy_predict"] and launches["cross_entropy_error"]
 
 
 def test_a_loss_outside_the_program(device):
-    model, (x, y) = mnist_cnn().to(device), images(device, 1, 12)
+    layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 3)
+    model, (x, y) = nn.Sequential(*layers).to(device), images(device, 1, 4)
     pc = pccompile.compile(model, backend="triton", dynamic=False)
     ours, theirs = (torch.autograd.grad(F.cross_entropy(f(x), y), list(model.parameters())) for f in (pc, model))
     assert all(float((a - b).norm()) <= 1e-5 * float(b.norm() + 0.1) for a, b in zip(ours, theirs, strict=True))
