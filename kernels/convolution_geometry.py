@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
 from typing import Literal, NamedTuple
 
@@ -16,9 +17,11 @@ from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = [
     "LARGEST_WINDOW",
+    "Form",
     "Geometry",
     "Pool",
     "empty_image",
+    "geometry_from",
     "geometry_of",
     "kept_residual",
     "pair",
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 LARGEST_WINDOW = 64  # positions of a pooling window: one tile of rows holds whole windows
+
+Form = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]  # stride, padding, dilation, groups
 
 _MEANINGS = {"stride": 1, "padding": 0, "dilation": 1}
 
@@ -195,6 +200,12 @@ def geometry_of(
             cure="use a larger image, or more padding",
         )
     return geometry
+
+
+@lru_cache(maxsize=1024)
+def geometry_from(kernel: tuple[int, int], form: Form, pool: str, window: tuple[int, int, int, int]) -> Geometry:
+    """The geometry of arguments known to fit: a kernel's height and width, a pooling's window and then its stride."""
+    return Geometry(kernel, *form, pool, window[:2], window[2:])
 
 
 def kept_residual(activation: str, pool: str) -> str:

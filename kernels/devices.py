@@ -15,6 +15,7 @@ __all__ = [
     "PROCESSORS",
     "Architecture",
     "architecture_of",
+    "convolution_precision",
     "interpreted",
     "launch_options",
     "precision_of",
@@ -75,5 +76,15 @@ def precision_of(dtype: torch.dtype, input_precision: str) -> str:
 
 def product_precision() -> str:
     """How PyTorch is set to form float32 products on a GPU at present, as the kernels call it: "tf32" or "ieee"."""
-    chosen = torch.backends.cuda.matmul.fp32_precision
-    return "tf32" if (torch.backends.fp32_precision if chosen == "none" else chosen) == "tf32" else "ieee"
+    return _first_set(torch.backends.cuda.matmul.fp32_precision)
+
+
+def convolution_precision() -> str:
+    """How it is set to form those of convolutions."""
+    return _first_set(torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.fp32_precision)
+
+
+def _first_set(*settings: str) -> str:
+    """The precision that is set, where "none" leaves it to the next setting, and at last to that of all operations."""
+    chosen = next((setting for setting in (*settings, torch.backends.fp32_precision) if setting != "none"), "ieee")
+    return "tf32" if chosen == "tf32" else "ieee"

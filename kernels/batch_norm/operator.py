@@ -12,9 +12,17 @@ from torch import Tensor
 from pccompile.errors import DoubleBackwardError, ShapeError
 from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
+from pccompile.kernels.results import Target, result_for
 from pccompile.kernels.row_norm.operator import NormErrorSweep
 
-__all__ = ["BatchNormPrediction", "batch_norm_error", "batch_norm_error_into", "batch_norm_predict"]
+__all__ = [
+    "BatchNormPrediction",
+    "batch_norm_error",
+    "batch_norm_error_into",
+    "batch_norm_predict",
+    "predict_channels",
+    "sweep_channels",
+]
 
 _CHANNELS = "x, which is (batch, channels, ...)"
 
@@ -224,8 +232,7 @@ def _empty_sweep(
     )
 
 
-@torch.library.custom_op("pccompile::batch_norm_predict", mutates_args=())
-def _predict(
+def predict_channels(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -234,7 +241,7 @@ def _predict(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, running_mean, running_var)
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
     outputs = _empty_prediction(x, running_mean, running_var)
     output, mean, rstd, new_mean, new_var = outputs
     if x.numel() == 0:  # nothing is known of the channels, and the running statistics stay
@@ -257,6 +264,60 @@ def _predict(
         eps,
     )
     return outputs
+
+
+def sweep_channels(
+    error: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    parent: Target,
+    weight_gradient: Target,
+    bias_gradient: Target,
+    gain: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """batch_norm_error without checks and dispatch, into tensors that exist or are made.
+
+    Args:
+        error, x, weight, mean, rstd, gain: as for it.
+        parent, weight_gradient, bias_gradient: the tensor to add to, or the strides of one to make, or None; the
+            dimensions of the parent's error after the channels are one.
+    """
+    channels = x.shape[1:2]
+    parent_error, d_weight, d_bias = (
+        result_for(asked, error, shape)
+        for asked, shape in ((parent, x.shape), (weight_gradient, channels), (bias_gradient, channels))
+    )
+    launch_batch_norm_error(
+        _three_dimensional(error),
+        _three_dimensional(x),
+        weight,
+        mean,
+        rstd,
+        parent_error=None if parent_error is None else _three_dimensional(parent_error),
+        weight_gradient=d_weight,
+        bias_gradient=d_bias,
+        accumulate_parent=isinstance(parent, Tensor),
+        accumulate_weight=isinstance(weight_gradient, Tensor),
+        accumulate_bias=isinstance(bias_gradient, Tensor),
+        gain=gain,
+    )
+    return parent_error, d_weight, d_bias
+
+
+@torch.library.custom_op("pccompile::batch_norm_predict", mutates_args=())
+def _predict(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(x, weight, bias, running_mean, running_var)
+    return predict_channels(x, weight, bias, running_mean, running_var, momentum, eps)
 
 
 @_predict.register_fake

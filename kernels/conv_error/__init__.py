@@ -31,6 +31,7 @@ and 2 s (1 / p + r) Y under an average, at least; x and W once, s (X + W); writt
     gradient.py        its tiles of dW and db
     arrivals.py        the counters of programs that share a tile
     operator.py        conv_error and conv_error_into, the operators pccompile::conv_error and ..._into
+    images.py          the same without checks and dispatch, for callers that run it often
     configurations.py  tiles, warps and stages per architecture
 """
 

@@ -30,6 +30,7 @@ s * (3 + 1 / p) * Y + 8 * Y / p more.
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch
     operator.py        conv_predict, the torch.library operator pccompile::conv_predict
+    images.py          the same without checks and dispatch, for callers that run it often
     configurations.py  tiles, warps and stages per architecture
 
 Shared with the other convolutions: ../convolution_geometry.py and ../convolution_tiles.py.

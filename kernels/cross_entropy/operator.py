@@ -13,7 +13,7 @@ from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
 from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
 
-__all__ = ["LossPrediction", "cross_entropy_error", "cross_entropy_predict"]
+__all__ = ["LossPrediction", "cross_entropy_error", "cross_entropy_predict", "error_of_loss", "predict_loss"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -147,8 +147,7 @@ def _empty_outputs(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Ten
     )
 
 
-@torch.library.custom_op("pccompile::cross_entropy_predict", mutates_args=())
-def _predict(
+def predict_loss(
     logits: Tensor,
     targets: Tensor,
     class_weight: Tensor | None,
@@ -156,7 +155,7 @@ def _predict(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(logits, targets, class_weight, reduction, label_smoothing)
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
     loss, log_sum_exp, total_weight = _empty_outputs(logits, targets, reduction)
     if (
         logits.numel() == 0
@@ -178,6 +177,19 @@ def _predict(
     return loss, log_sum_exp, total_weight
 
 
+@torch.library.custom_op("pccompile::cross_entropy_predict", mutates_args=())
+def _predict(
+    logits: Tensor,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(logits, targets, class_weight, reduction, label_smoothing)
+    return predict_loss(logits, targets, class_weight, reduction, ignore_index, label_smoothing)
+
+
 @_predict.register_fake
 def _(
     logits: Tensor,
@@ -191,8 +203,7 @@ def _(
     return _empty_outputs(logits, targets, reduction)
 
 
-@torch.library.custom_op("pccompile::cross_entropy_error", mutates_args=())
-def _error(
+def error_of_loss(
     logits: Tensor,
     targets: Tensor,
     class_weight: Tensor | None,
@@ -203,7 +214,7 @@ def _error(
     label_smoothing: float,
     gain: float,
 ) -> Tensor:
-    _check_error(logits, targets, class_weight, log_sum_exp, upstream, label_smoothing)
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
     error = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if error.numel():
         rows = _two_dimensional(targets)
@@ -221,6 +232,24 @@ def _error(
             gain=gain,
         )
     return error
+
+
+@torch.library.custom_op("pccompile::cross_entropy_error", mutates_args=())
+def _error(
+    logits: Tensor,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    log_sum_exp: Tensor,
+    total_weight: Tensor | None,
+    upstream: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    gain: float,
+) -> Tensor:
+    _check_error(logits, targets, class_weight, log_sum_exp, upstream, label_smoothing)
+    return error_of_loss(
+        logits, targets, class_weight, log_sum_exp, total_weight, upstream, ignore_index, label_smoothing, gain
+    )
 
 
 def _expanded(upstream: Tensor | None, rows: Tensor) -> Tensor | None:

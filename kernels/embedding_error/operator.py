@@ -13,7 +13,7 @@ from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
 from pccompile.kernels.arguments import check_alike, check_fits
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
 
-__all__ = ["embedding_error", "embedding_error_into"]
+__all__ = ["embedding_error", "embedding_error_into", "table_gradient"]
 
 
 def embedding_error(
@@ -88,12 +88,16 @@ def _add(error: Tensor, indices: Tensor, gradient: Tensor, padding_row: int | No
     launch_embedding_error(uses, indices.reshape(-1), gradient, padding_idx=padding_row, gain=gain)
 
 
-@torch.library.custom_op("pccompile::embedding_error", mutates_args=())
-def _embedding_error(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
-    padding_row = _check(error, indices, rows, padding_idx)
+def table_gradient(error: Tensor, indices: Tensor, rows: int, padding_row: int | None, gain: float) -> Tensor:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
     gradient = error.new_zeros(rows, error.shape[-1])
     _add(error, indices, gradient, padding_row, gain)
     return gradient
+
+
+@torch.library.custom_op("pccompile::embedding_error", mutates_args=())
+def _embedding_error(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
+    return table_gradient(error, indices, rows, _check(error, indices, rows, padding_idx), gain)
 
 
 @_embedding_error.register_fake

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +18,7 @@ from pccompile.kernels.pointwise.kernel import launch_pointwise
 from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
 from pccompile.kernels.pointwise.source import operator_name
 
-__all__ = ["Pointwise", "pointwise", "supports"]
+__all__ = ["Pointwise", "pointwise", "run_pointwise", "supports"]
 
 
 def supports(graph: Graph | GraphModule) -> str | None:
@@ -38,6 +40,7 @@ class Pointwise:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.key = str(graph)
+        self.name = hashlib.sha256(self.key.encode()).hexdigest()[:16]
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -61,6 +64,7 @@ class Pointwise:
 
 
 _KNOWN: dict[str, Pointwise] = {}
+_BY_NAME: dict[str, Pointwise] = {}
 
 
 def pointwise(graph: Graph | GraphModule) -> Pointwise:
@@ -81,7 +85,23 @@ def pointwise(graph: Graph | GraphModule) -> Pointwise:
             Place(node=unknown),
             cure="leave it out of the run of pointwise operators; sums have to be returned as they are",
         )
-    return _KNOWN.setdefault(str(graph), Pointwise(graph))
+    known = _KNOWN.setdefault(str(graph), Pointwise(graph))
+    return _BY_NAME.setdefault(known.name, known)
+
+
+def run_pointwise(name: str, *inputs: Tensor) -> list[Tensor]:
+    """A known graph's results without checks and dispatch, for callers that know what they pass."""
+    return _run(_BY_NAME[name], inputs)
+
+
+def _run(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
+    plan = known.plan(*inputs)
+    outputs = [
+        torch.empty_strided(shape, stride, dtype=dtype, device=inputs[0].device)
+        for shape, stride, dtype in plan.outputs
+    ]
+    launch_pointwise(plan, inputs, outputs)
+    return outputs
 
 
 def _check(inputs: list[Tensor], known: Pointwise) -> None:
@@ -100,13 +120,7 @@ def _check(inputs: list[Tensor], known: Pointwise) -> None:
 def _pointwise(inputs: list[Tensor], graph: str) -> list[Tensor]:
     known = _KNOWN[graph]
     _check(inputs, known)
-    plan = known.plan(*inputs)
-    outputs = [
-        torch.empty_strided(shape, stride, dtype=dtype, device=inputs[0].device)
-        for shape, stride, dtype in plan.outputs
-    ]
-    launch_pointwise(plan, inputs, outputs)
-    return outputs
+    return _run(known, inputs)
 
 
 @_pointwise.register_fake

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError
 from pccompile.kernels.arguments import check_alike, check_fits
+from pccompile.kernels.results import Target, result_for
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
 
@@ -18,9 +19,11 @@ __all__ = [
     "NormErrorSweep",
     "NormPrediction",
     "layer_norm_predict",
+    "predict_norm",
     "rms_norm_predict",
     "row_norm_error",
     "row_norm_error_into",
+    "sweep_norm",
 ]
 
 _COLUMNS = "x, which is (..., columns)"
@@ -245,14 +248,60 @@ def _empty_sweep(
     )
 
 
+def predict_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    output, mean, rstd = _empty_prediction(x, centred)
+    launch_row_norm_predict(_rows(x), weight, bias, _rows(output), mean if centred else None, rstd, eps)
+    return output, mean, rstd
+
+
+def sweep_norm(
+    error: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor,
+    parent: Target,
+    weight_gradient: Target,
+    bias_gradient: Target,
+    gain: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """row_norm_error without checks and dispatch, into tensors that exist or are made.
+
+    Args:
+        error, x, weight, mean, rstd, gain: as for it.
+        parent, weight_gradient, bias_gradient: a contiguous tensor to add to, or the strides of one to make, or None.
+    """
+    columns = x.shape[-1:]
+    parent_error, d_weight, d_bias = (
+        result_for(asked, error, shape)
+        for asked, shape in ((parent, x.shape), (weight_gradient, columns), (bias_gradient, columns))
+    )
+    launch_row_norm_error(
+        _rows(error),
+        _rows(x),
+        weight,
+        mean,
+        rstd,
+        parent_error=None if parent_error is None else _rows(parent_error),
+        weight_gradient=d_weight,
+        bias_gradient=d_bias,
+        accumulate_parent=isinstance(parent, Tensor),
+        accumulate_weight=isinstance(weight_gradient, Tensor),
+        accumulate_bias=isinstance(bias_gradient, Tensor),
+        gain=gain,
+    )
+    return parent_error, d_weight, d_bias
+
+
 @torch.library.custom_op("pccompile::row_norm_predict", mutates_args=())
 def _predict(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight, bias)
-    output, mean, rstd = _empty_prediction(x, centred)
-    launch_row_norm_predict(_rows(x), weight, bias, _rows(output), mean if centred else None, rstd, eps)
-    return output, mean, rstd
+    return predict_norm(x, weight, bias, eps, centred)
 
 
 @_predict.register_fake

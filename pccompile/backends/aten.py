@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
@@ -27,7 +27,7 @@ from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
 from pccompile.updates import negative
 
-__all__ = ["AtenBackend", "Compile", "Executable", "FlatState", "as_it_is", "python_of"]
+__all__ = ["AtenBackend", "Compile", "Executable", "FlatState", "Together", "as_it_is", "python_of"]
 
 logger = logging.getLogger("pccompile")
 
@@ -59,6 +59,7 @@ class Executable:
 
 
 Compile = Callable[[FlatPiece], Executable]
+Together = Callable[[Sequence[FlatPiece]], list[FlatPiece]]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
@@ -268,6 +269,7 @@ class AtenBackend:
         functions: the local function of every predicted vertex.
         compile_graph: turns a flat graph into what runs.
         fragments: fragments traced before, to which new ones are added.
+        together: changes the flat graphs of a program before that, all at once, if there is one error sweep only.
     """
 
     def __init__(
@@ -276,7 +278,9 @@ class AtenBackend:
         functions: Mapping[str, LocalFunction],
         compile_graph: Compile = as_it_is,
         fragments: dict[Hashable, Fragment] | None = None,
+        together: Together = list,
     ) -> None:
+        self.together = together
         self.program, self.functions, self.compile_graph = program, functions, compile_graph
         self.lowered: Lowered = lower(program)
         self.infers = any(action is Action.INFER for action, _ in program.updates)
@@ -441,8 +445,11 @@ class AtenBackend:
         given = self._all_given(expansion)
         graphs, keys = expansion.error_sweep(given)
         devices = {value.device for value in fakes.values() if isinstance(value, torch.Tensor)}
-        plan = _Plan(expansion, self._stage(expansion.prediction.finish(), {}), {}, recorder_of(devices))
-        plan.sweeps[_mask(given)] = _Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
+        pieces = [graph.finish() for graph in (expansion.prediction, *graphs)]
+        if sum(part is not None for parts in given.values() for part in parts) == 1:  # an error or none: one sweep
+            pieces = self.together(pieces)
+        plan = _Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
+        plan.sweeps[_mask(given)] = _Sweep(self._stages(plan, pieces[1:]), keys, given)
         return plan
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:

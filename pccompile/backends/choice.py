@@ -27,7 +27,7 @@ __all__ = ["Choose", "by_measurement", "is_measured", "objection", "objection_to
 
 logger = logging.getLogger("pccompile")
 
-Choose = Callable[["Match"], tuple[bool, str]]
+Choose = Callable[..., tuple[bool, str]]  # of a match, or of several that are taken together
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WARM_UPS, _REPETITIONS, _CALLS = 3, 9, 10
@@ -43,13 +43,13 @@ def by_measurement(rest: Compile) -> Choose:
     """
     measured = is_measured()
 
-    def choose(match: Match) -> tuple[bool, str]:
-        problem = objection(match)
+    def choose(*matches: Match) -> tuple[bool, str]:
+        problem = next(filter(None, map(objection, matches)), "")
         if problem:
             return False, problem
-        if not measured or not _on_gpu(match):
+        if not measured or not all(map(_on_gpu, matches)):
             return True, "not measured"
-        return _faster(match, rest)
+        return _faster(matches, rest)
 
     return choose
 
@@ -68,29 +68,29 @@ def is_measured() -> bool:
 
 def objection(match: Match) -> str:
     """Why a kernel cannot run; "" if it can."""
-    return objection_to(_tensors(match))
+    return objection_to(_tensors(match), _tensors(match, match.statistics))
 
 
-def objection_to(kinds: Sequence[torch.Tensor]) -> str:
-    """Why no kernel takes tensors of these kinds together; "" if one can."""
+def objection_to(kinds: Sequence[torch.Tensor], computed: Sequence[torch.Tensor]) -> str:
+    """Why no kernel takes tensors of these kinds together, and computes with some of them; "" if one can."""
     from pccompile.kernels.devices import interpreted
 
     devices = {kind.device.type for kind in kinds}
-    dtypes = {kind.dtype for kind in kinds if kind.is_floating_point() or kind.is_complex()}
+    dtypes = {kind.dtype for kind in computed if kind.is_floating_point() or kind.is_complex()}
     if devices != {"cuda"} and not (interpreted() and devices == {"cpu"}):
         return "no GPU"
     if len(dtypes) > 1:
         return f"{' and '.join(sorted(map(_name, dtypes)))} together have no kernel"
-    (dtype,) = dtypes
-    return "" if dtype in _DTYPES else f"{_name(dtype)} has no kernel"
+    unknown = [_name(dtype) for dtype in dtypes if dtype not in _DTYPES]
+    return f"{unknown[0]} has no kernel" if unknown else ""
 
 
 def _on_gpu(match: Match) -> bool:
     return all(kind.is_cuda for kind in _tensors(match))
 
 
-def _tensors(match: Match) -> list[torch.Tensor]:
-    found = (node.meta["val"] for node in match.inputs)
+def _tensors(match: Match, beside: Sequence[fx.Node] = ()) -> list[torch.Tensor]:
+    found = (match.kind(node) for node in match.inputs if node not in beside)
     return [kind for kind in found if isinstance(kind, torch.Tensor)]
 
 
@@ -101,8 +101,20 @@ def _name(dtype: torch.dtype) -> str:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
-    """Time the kernel against the operators on tensors of these kinds, or look up what was found before."""
+def _faster(matches: Sequence[Match], rest: Compile) -> tuple[bool, str]:
+    """Whether kernels take no longer than operators, all together."""
+    total = {"kernel": 0.0, "operators": 0.0}
+    for match in matches:
+        seconds = _timed(match, rest)
+        if isinstance(seconds, str):
+            return False, seconds
+        total = {name: total[name] + seconds[name] for name in total}
+    told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in total.items())
+    return total["kernel"] <= total["operators"], told
+
+
+def _timed(match: Match, rest: Compile) -> dict[str, float] | str:
+    """Time the kernel and the operators on tensors of these kinds, or look up what was found before; or what failed."""
     import triton
 
     import pccompile
@@ -118,10 +130,9 @@ def _faster(match: Match, rest: Compile) -> tuple[bool, str]:
             raise
         except Exception as error:  # whatever goes wrong inside Triton or its compiler, the operators can run
             logger.warning("%s cannot run, operators do: %s: %s", match.kernel, type(error).__name__, error)
-            return False, f"{match.kernel} fails: {type(error).__name__}"
+            return f"{match.kernel} fails: {type(error).__name__}"
         cache.store(key, seconds)
-    told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in seconds.items())
-    return seconds["kernel"] <= seconds["operators"], told
+    return seconds
 
 
 def _graph_of(match: Match) -> fx.Graph:
@@ -133,7 +144,7 @@ def _call_of(match: Match) -> fx.Graph:
     graph, places = fx.Graph(), {}
     for position, node in enumerate(match.inputs):
         places[node] = graph.placeholder(f"input_{position}")
-        places[node].meta = dict(node.meta)
+        places[node].meta = {**node.meta, "val": match.kind(node)}
     graph.output(tuple(match.write(graph, places.__getitem__)))
     return graph
 

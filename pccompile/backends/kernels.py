@@ -21,7 +21,7 @@ from pccompile.backends.choice import is_measured
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
 from pccompile.backends.timing import measure
-from pccompile.backends.triton import is_installed, with_kernels
+from pccompile.backends.triton import is_installed, with_groups, with_kernels
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Program
@@ -59,7 +59,7 @@ class TritonBackend(AtenBackend):
         functions: Mapping[str, LocalFunction],
         fragments: dict[Hashable, Fragment] | None = None,
     ) -> None:
-        super().__init__(program, functions, with_kernels, fragments)
+        super().__init__(program, functions, with_kernels, fragments, with_groups)
         self.sweep, problem = _sweep_of(program, functions)
         self.verdicts: dict[Hashable, _Verdict] = {}
         self.verdict = _Verdict(None, problem)

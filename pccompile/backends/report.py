@@ -15,7 +15,17 @@ from torch.utils.flop_counter import flop_registry
 from pccompile.ir.text import aligned
 from pccompile.lowering.fragments import is_write, may_be_alias
 
-__all__ = ["BackendReport", "Row", "bytes_of", "covered", "launches_of", "operations_of", "rows_of", "size_of"]
+__all__ = [
+    "BackendReport",
+    "Row",
+    "bytes_in",
+    "bytes_of",
+    "covered",
+    "launches_of",
+    "operations_of",
+    "rows_of",
+    "size_of",
+]
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def rows_of(graph: fx.Graph, runs: str, reason: str) -> list[Row]:
         Row(
             (vertex,) if vertex else (),
             runs,
-            reason,
+            next((node.meta["declined"] for node in nodes if "declined" in node.meta), reason),
             sum(map(launches_of, nodes)),
             sum(map(bytes_of, nodes)),
             sum(map(operations_of, nodes)),
@@ -123,7 +133,12 @@ def bytes_of(node: fx.Node) -> int:
 
 def size_of(node: fx.Node) -> int:
     """The bytes of the tensors that a node's value is made of."""
-    parts = pytree.tree_leaves(node.meta.get("val"))
+    return bytes_in(node.meta.get("val"))
+
+
+def bytes_in(value: Any) -> int:
+    """The bytes of the tensors in a value."""
+    parts = pytree.tree_leaves(value)
     return sum(part.numel() * part.element_size() for part in parts if isinstance(part, torch.Tensor))
 
 

@@ -80,7 +80,8 @@ class ChainSweep:
             return f"the target is {list(target.shape)} where the output is {list(outputs)}"
         if target.device != x.device:
             return f"the target is on {target.device}"
-        return objection_to([x, *parameters, *([target] if squared else [])])
+        kinds = [x, *parameters, *([target] if squared else [])]
+        return objection_to(kinds, kinds)
 
     def forms(self) -> list[Form]:
         """The forms of launch that can run."""

@@ -8,6 +8,8 @@ under Triton's interpreter for tests. On a GPU a kernel is chosen by measurement
 from __future__ import annotations
 
 import copy
+import operator
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -18,13 +20,14 @@ from torch import fx
 from pccompile.backends.aten import Compile, Executable, as_it_is
 from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.inductor import is_available, with_inductor
-from pccompile.backends.report import Row, bytes_of, covered, launches_of, operations_of, size_of
+from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.lowering.expand import FlatPiece
 
 if TYPE_CHECKING:
     from pccompile.backends.patterns import Match
+    from pccompile.backends.patterns.pieces import Pieces
 
-__all__ = ["is_installed", "with_kernels"]
+__all__ = ["is_installed", "with_groups", "with_kernels"]
 
 
 def is_installed() -> bool:
@@ -53,12 +56,44 @@ def _rest(piece: FlatPiece) -> Compile:
     return with_inductor if on_gpu and is_available("cuda") else as_it_is
 
 
+def with_groups(pieces: Sequence[FlatPiece]) -> list[FlatPiece]:
+    """Put kernels into the graphs of a program where what one keeps for another is not what the operators keep."""
+    if not is_installed():
+        return list(pieces)
+    from pccompile.backends.patterns.pieces import Pieces
+
+    together = Pieces(pieces)
+    rewrite_together(together, by_measurement(_rest(pieces[0])))
+    return together.finish()
+
+
+def rewrite_together(pieces: Pieces, choose: Choose) -> None:
+    """Put groups of kernels into graphs, in place; each call bears its row of the report."""
+    from pccompile.backends.patterns import GROUPS
+    from pccompile.backends.patterns.match import declined
+
+    for pattern in GROUPS:
+        for heart in pieces.nodes(pattern.hearts):
+            group = pattern.find(heart, pieces)
+            if group is None:
+                continue
+            fits = all(Order(match.graph).takes(match) for match in group.matches)
+            taken, reason = choose(*group.matches) if fits else (False, "its results are read too early")
+            if not taken:
+                declined(heart, reason)
+                continue
+            for match in group.matches:
+                Order(match.graph).put(match, _row(match, match.kernel, reason))
+            for node, kind in group.changed.items():
+                node.meta["val"] = kind
+
+
 def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
     """Put kernels into a graph, in place, and say for each place that fits one what was chosen and why."""
     from pccompile.backends.patterns import PATTERNS
 
-    rows: list[Row] = []
-    order = _Order(graph)
+    rows = [node.meta["row"] for node in graph.nodes if "row" in node.meta]
+    order = Order(graph)
     for pattern in PATTERNS:
         for heart in [node for node in graph.nodes if _is_heart(node, pattern.part, pattern.hearts)]:
             if heart in order.gone or "chosen" in heart.meta:
@@ -83,11 +118,11 @@ def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
 
 def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
     origin = node.meta.get("origin")
-    return node.op == "call_function" and node.target in hearts and origin is not None and origin.part == part
+    return node.op == "call_function" and node.target in hearts and origin is not None and part in ("", origin.part)
 
 
 def _row(match: Match, kernel: str, reason: str) -> Row:
-    tensors = sum(map(size_of, {*match.inputs, *match.results}))
+    tensors = sum(bytes_in(match.kind(node)) for node in {*match.inputs, *match.results})
     operations = sum(map(operations_of, match.replaced))
     return Row(covered(match.replaced), kernel, reason, match.launches, tensors, operations)
 
@@ -101,7 +136,7 @@ def _left(match: Match, reason: str) -> Row:
     return Row(covered(nodes), "aten", reason, launches, moved, operations)
 
 
-class _Order:
+class Order:
     """Where the nodes of a graph stand while calls of kernels take the places of some of them."""
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -120,15 +155,17 @@ class _Order:
         readers = (user for node in match.results for user in node.users if user not in match.replaced)
         return all(self.position[user] > last for user in readers)
 
-    def put(self, match: Match) -> None:
-        """Replace the nodes of a match by the call of its kernel."""
+    def put(self, match: Match, row: Row | None = None) -> None:
+        """Replace the nodes of a match by the call of its kernel, which bears the row of the report if there is one."""
         first = min(match.replaced, key=self.position.__getitem__)
         latest = max(match.inputs, key=self.position.__getitem__)
         before = first if self.position[latest] < self.position[first] else latest.next
         names = [node.name for node in match.results]
         with self.graph.inserting_before(before):
             new = match.write(self.graph, lambda node: node)
-        self._settle(before, first)
+        for node in self._settle(before, first):
+            if row is not None and "kernel" in node.meta and node.target is not operator.getitem:
+                node.meta["row"] = row
         for old, result in zip(match.results, new, strict=True):
             old.replace_all_uses_with(result)
         for node in sorted(match.replaced, key=self.position.__getitem__, reverse=True):
@@ -138,7 +175,7 @@ class _Order:
             if result.op == "call_function" and result not in match.inputs:
                 result._rename(name)
 
-    def _settle(self, before: fx.Node, heart: fx.Node) -> None:
+    def _settle(self, before: fx.Node, heart: fx.Node) -> list[fx.Node]:
         """Nodes written just before another stand between it and its predecessor, and belong to the heart's vertex."""
         node, written = before.prev, []
         while node not in self.position:
@@ -151,3 +188,4 @@ class _Order:
                 new.meta["chosen"] = new.meta["kernel"]
             if isinstance(new.meta["val"], tuple):
                 new._rename(f"{heart.name}_{new.meta['kernel']}")
+        return written

@@ -4,15 +4,46 @@ A file has a `PATTERN`: the operators that may be at its heart, and a function f
 first: which nodes would go, and the call that would take their place. To add an operation, add its file and list its
 pattern here; patterns are tried in this order, and what one has taken the next ones do not see.
 
-    match.py        Pattern and Match, and what patterns ask of nodes
-    activations.py  which ATen operators are the kernels' activations and their derivatives
+Where a kernel keeps less for the error sweep than the operators do, graphs change together: such a file's pattern finds
+groups of matches, those that write and those that read.
+
+    match.py          Pattern and Match, and what patterns ask of nodes
+    pieces.py         Group, and what patterns ask of all graphs of a program
+    contributions.py  results of an error sweep: their gains, and the sums that they go into
+    activations.py    which ATen operators are the kernels' activations and their derivatives
+    convolutions.py   convolutions and poolings that the kernels take
 """
 
 from __future__ import annotations
 
-from pccompile.backends.patterns import linear_error, linear_predict, linear_step
+from pccompile.backends.patterns import (
+    batch_norm,
+    conv_error,
+    conv_pool,
+    conv_predict,
+    cross_entropy,
+    embedding_error,
+    linear_error,
+    linear_predict,
+    linear_step,
+    pointwise,
+    row_norm,
+)
 from pccompile.backends.patterns.match import Match, Pattern
+from pccompile.backends.patterns.pieces import GroupPattern
 
-__all__ = ["PATTERNS", "Match", "Pattern"]
+__all__ = ["GROUPS", "PATTERNS", "Match", "Pattern"]
 
-PATTERNS: tuple[Pattern, ...] = (linear_step.PATTERN, linear_predict.PATTERN, linear_error.PATTERN)
+GROUPS: tuple[GroupPattern, ...] = (conv_pool.PATTERN, cross_entropy.PATTERN)
+
+PATTERNS: tuple[Pattern, ...] = (
+    conv_predict.PATTERN,
+    conv_error.PATTERN,
+    linear_step.PATTERN,
+    linear_predict.PATTERN,
+    linear_error.PATTERN,
+    *batch_norm.PATTERNS,
+    *row_norm.PATTERNS,
+    embedding_error.PATTERN,
+    pointwise.PATTERN,
+)

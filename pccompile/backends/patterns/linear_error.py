@@ -9,58 +9,34 @@ Around d = e * act'(z), (batch, out), the graph has up to three results, each on
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from pccompile.backends.patterns.activations import Sloped, sloped
-from pccompile.backends.patterns.match import (
-    VIEWS,
-    Match,
-    Pattern,
-    call,
-    is_own,
-    is_rows_of,
-    item,
-    only_user,
-    view,
-)
+from pccompile.backends.patterns.contributions import KINDS, Contribution, with_gain, with_sum, without_gain
+from pccompile.backends.patterns.match import VIEWS, Match, Pattern, call, is_rows_of, item, only_user, view
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_error.rows import sweep_rows
 
 __all__ = ["PATTERN"]
 
 _aten = torch.ops.aten
-_ADDS = (_aten.add.Tensor, operator.add)
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Product(Contribution):
     """One of the results.
 
     Attributes:
-        kind: which.
-        nodes: what computes it, the last one being the result.
         operand: the weight, x, or nothing for the bias.
-        gain: the factor among the nodes.
         transposed: dW is (in, out).
-        onto: what the last node adds the result to.
     """
 
-    kind: Literal["parent", "weight", "bias"]
-    nodes: tuple[fx.Node, ...]
     operand: fx.Node | None = None
-    gain: fx.Node | None = None
     transposed: bool = False
-    onto: fx.Node | None = None
-
-    @property
-    def result(self) -> fx.Node:
-        return self.nodes[-1]
 
 
 def _candidates(heart: fx.Node) -> Iterator[Match]:
@@ -68,7 +44,7 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
     products = {} if d is None else _products(d, heart)
     if d is None or set(products) <= {"bias"}:
         return
-    added = {kind: _with_sum(product) for kind, product in products.items()}
+    added = {kind: with_sum(product) for kind, product in products.items()}
     folded = _activation_before(d, products)
     if added != products:
         if folded is not None:
@@ -87,7 +63,7 @@ def _error_of(heart: fx.Node) -> fx.Node | None:
     if heart.target is _aten.sum.dim_IntList:
         return heart.args[0]  # type: ignore[return-value]
     left, right = heart.args
-    transposed = _without_gain(left)[0]  # type: ignore[arg-type]
+    transposed = without_gain(left)[0]  # type: ignore[arg-type]
     if transposed.target is not _aten.t.default:
         return left  # type: ignore[return-value]
     of_left: fx.Node = transposed.args[0]  # type: ignore[assignment]
@@ -100,18 +76,11 @@ def _is_error(node: fx.Node) -> bool:
     return origin is not None and origin.part == "error"
 
 
-def _without_gain(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """The node that a gain multiplies, and the gain."""
-    if node.target is operator.mul and isinstance(node.args[0], fx.Node) and node.args[0].meta.get("gain"):
-        return node.args[1], node.args[0]  # type: ignore[return-value]
-    return node, None
-
-
 def _products(d: fx.Node, heart: fx.Node) -> dict[str, _Product]:
     """The products with d that the kernel forms: the heart's, and of the other kinds one each that goes with it."""
     if d.meta["val"].dim() != 2:
         return {}
-    every = [_with_gain(product) for user in d.users for product in _products_through(d, user)]
+    every = [with_gain(product) for user in d.users for product in _products_through(d, user)]
     found: dict[str, _Product] = {product.kind: product for product in every if heart in product.nodes}
     for product in every:
         if found and product.kind not in found and all(_go_together(product, other) for other in found.values()):
@@ -133,47 +102,19 @@ def _products_through(d: fx.Node, user: fx.Node) -> Iterator[_Product]:
     elif user.target is _aten.mm.default:
         left, right = user.args
         if left is d and right is not d and _is_error(user):
-            yield _Product("parent", (user,), right)  # type: ignore[arg-type]
+            yield _Product("parent", (user,), operand=right)  # type: ignore[arg-type]
         elif right is d:
-            flipped, gain = _without_gain(left)  # type: ignore[arg-type]
+            flipped, gain = without_gain(left)  # type: ignore[arg-type]
             if flipped.target is _aten.t.default:
                 nodes: tuple[fx.Node, ...] = (user,) if gain is None else (left, user)  # type: ignore[assignment]
-                yield _Product("weight", nodes, flipped.args[0], gain, transposed=True)  # type: ignore[arg-type]
+                yield _Product("weight", nodes, gain, operand=flipped.args[0], transposed=True)  # type: ignore[arg-type]
     elif user.target is _aten.t.default:
         for reader in user.users:
-            scaled, gain = (only_user(reader), reader) if _without_gain(reader)[0] is user else (reader, None)
+            scaled, gain = (only_user(reader), reader) if without_gain(reader)[0] is user else (reader, None)
             if scaled is not None and scaled.target is _aten.mm.default and scaled.args[0] in (user, gain):
                 nodes = (user, scaled) if gain is None else (user, gain, scaled)
                 factor = None if gain is None else gain.args[0]
-                yield _Product("weight", nodes, scaled.args[1], factor)  # type: ignore[arg-type]
-
-
-def _with_gain(product: _Product) -> _Product:
-    """The product with the gain that multiplies its result, if there is one."""
-    reader = only_user(product.result)
-    if product.kind == "parent" or product.gain is not None or reader is None:
-        return product
-    scaled, gain = _without_gain(reader)
-    if gain is None or scaled is not product.result:
-        return product
-    return replace(product, nodes=(*product.nodes, reader), gain=gain)
-
-
-def _with_sum(product: _Product) -> _Product:
-    """The product with the sum that reads its result, where what it is added to may be written into."""
-    nodes = product.nodes
-    reader = only_user(product.result)
-    if reader is not None and reader.target in VIEWS and is_rows_of(product.result, reader):
-        nodes, reader = (*nodes, reader), only_user(reader)
-    if reader is None or reader.target not in _ADDS or reader.kwargs or len(reader.args) != 2:
-        return product
-    left, right = reader.args
-    onto = left if right is nodes[-1] else right
-    if not isinstance(onto, fx.Node) or onto is nodes[-1] or not is_own(onto):
-        return product
-    kinds = [node.meta["val"] for node in (onto, reader)]
-    fits = kinds[0].shape == kinds[1].shape and kinds[0].dtype == kinds[1].dtype and kinds[0].is_contiguous()
-    return replace(product, nodes=(*nodes, reader), onto=onto) if fits else product
+                yield _Product("weight", nodes, factor, operand=scaled.args[1])  # type: ignore[arg-type]
 
 
 def _activation_before(d: fx.Node, products: dict[str, _Product]) -> tuple[Sloped, tuple[fx.Node, ...]] | None:
@@ -246,17 +187,14 @@ def _match(d: fx.Node, products: dict[str, _Product], folded: tuple[Sloped, tupl
             product_precision(),
         )
         found = call(graph, sweep_rows, args, "linear_error")
-        found.meta["val"] = tuple(_kind(products.get(kind)) for kind in _KINDS)
+        found.meta["val"] = tuple(_kind(products.get(kind)) for kind in KINDS)
         return [
-            view(graph, item(graph, found, _KINDS.index(p.kind), found.meta["val"][_KINDS.index(p.kind)]), like)
+            view(graph, item(graph, found, KINDS.index(p.kind), found.meta["val"][KINDS.index(p.kind)]), like)
             for p, like in ((p, p.result.meta["val"]) for p in products.values())
         ]
 
     nodes = [node for node in dict.fromkeys((*formed, *replaced)) if node not in kept]
     return Match("linear_error", tuple(nodes), tuple(results), tuple(dict.fromkeys(inputs)), write)
-
-
-_KINDS = ("parent", "weight", "bias")
 
 
 def _kind(product: _Product | None) -> Tensor | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,22 @@ from torch import fx
 
 from pccompile.lowering.fragments import may_be_alias
 
-__all__ = ["Candidates", "Match", "Pattern", "Write", "argument", "call", "is_rows_of", "item", "only_user", "view"]
+__all__ = [
+    "VIEWS",
+    "Candidates",
+    "Match",
+    "Pattern",
+    "Write",
+    "argument",
+    "call",
+    "declined",
+    "is_own",
+    "is_rows_of",
+    "item",
+    "items_of",
+    "only_user",
+    "view",
+]
 
 _aten = torch.ops.aten
 VIEWS = (_aten.view.default, _aten._unsafe_view.default)
@@ -31,6 +46,8 @@ class Match:
         inputs: the nodes that the call reads.
         write: writes the call into a graph, given what stands there for each input; returns a node for each result.
         launches: of kernels, by the call.
+        statistics: those of the inputs that are float32 beside tensors of any dtype.
+        kinds: stand-ins for inputs and results that are of another kind once the call has taken its place.
     """
 
     kernel: str
@@ -39,6 +56,17 @@ class Match:
     inputs: tuple[fx.Node, ...]
     write: Write
     launches: int = 1
+    statistics: tuple[fx.Node, ...] = ()
+    kinds: Mapping[fx.Node, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Where its nodes are."""
+        return self.replaced[0].graph
+
+    def kind(self, node: fx.Node) -> Any:
+        """A stand-in for what the call reads or gives at a node."""
+        return self.kinds.get(node, node.meta["val"])
 
 
 Candidates = Callable[[fx.Node], Iterator[Match]]
@@ -50,7 +78,7 @@ class Pattern:
 
     Attributes:
         kernel: its name.
-        part: "prediction" or "error": the nodes of which its heart is one (`lowering.symbols.Origin`).
+        part: "prediction" or "error": the nodes of which its heart is one (`lowering.symbols.Origin`); "" for any.
         hearts: the operators of which one is in every match.
         candidates: the matches around a heart, best first.
     """
@@ -81,12 +109,26 @@ def is_rows_of(rows: fx.Node, tensor: fx.Node) -> bool:
     return len(shape) > 0 and tuple(rows.meta["val"].shape) == (shape[:-1].numel(), shape[-1])
 
 
+def items_of(node: fx.Node) -> dict[int, fx.Node] | None:
+    """The nodes that read an operator's results, by their places; None if others read the tuple or a place twice."""
+    users = list(node.users)
+    if not all(user.target is operator.getitem for user in users):
+        return None
+    places = {user.args[1]: user for user in users}
+    return places if len(places) == len(users) else None  # type: ignore[return-value]
+
+
 def is_own(node: fx.Node) -> bool:
     """Whether a node's memory was allocated in this graph and nothing else lies in it or reads it, but one reader."""
     while node.target in VIEWS and len(node.users) == 1:
         node = node.args[0]  # type: ignore[assignment]
     is_call = node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
     return is_call and len(node.users) == 1 and not may_be_alias(node)
+
+
+def declined(node: fx.Node, reason: str) -> None:
+    """Leave a node to the operators, and say why in the report."""
+    node.meta.setdefault("declined", reason)
 
 
 # Writing a call -------------------------------------------------------------------------------------------------------

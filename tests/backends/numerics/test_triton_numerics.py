@@ -18,6 +18,7 @@ RULES = [
     pccompile.FixedPrediction(steps=6, step_size=0.3),
     pccompile.Strict(steps=3, step_size=0.1),
 ]
+LOSS = {"cross_entropy_predict": 1, "cross_entropy_error": 1}
 ACTIVATIONS = [
     nn.ReLU(),
     nn.LeakyReLU(0.2),
@@ -87,18 +88,16 @@ def test_layers_and_their_activations_are_one_launch_forward_and_one_back(device
     layers = [layer for activation in ACTIVATIONS for layer in (nn.Linear(6, 6), activation)]
     pc = compiled(nn.Sequential(*layers, nn.Linear(6, 3)), device)
     launches = agree(pc, pccompile.ZIL(), *batch(device))
-    assert launches == {"linear_predict": len(ACTIVATIONS) + 1, "linear_error": len(ACTIVATIONS) + 1}
-    operators = [row for row in pc.backend_report() if row.kernel == "aten"]
-    assert {row.vertices for row in operators} == {("loss",)}
-    assert sum(row.launches for row in operators) == 4  # log softmax and negative log likelihood, forward and back
+    assert launches == {"linear_predict": len(ACTIVATIONS) + 1, "linear_error": len(ACTIVATIONS) + 1, **LOSS}
+    assert not [row for row in pc.backend_report() if row.kernel == "aten"]
 
 
 def test_fixed_prediction_takes_two_launches_a_layer_whatever_the_number_of_steps(device):
     pc = compiled(mlp(6, 7, 5, 6, 3), device)
     for steps in (4, 20):
         launches = agree(pc, pccompile.FixedPrediction(steps=steps, step_size=0.4), *batch(device))
-        assert launches == {"linear_predict": 4, "linear_error": 4}
-        assert sum(row.launches for row in pc.backend_report() if row.kernel == "aten") == 4
+        assert launches == {"linear_predict": 4, "linear_error": 4, **LOSS}
+        assert not [row for row in pc.backend_report() if row.kernel == "aten"]
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, nn.Identity()], ids=str)
@@ -197,7 +196,7 @@ def test_inputs_with_positions_are_rows(device):
     for rule in RULES:
         agree(pc, rule, *batch(device, 5, 4))
     launches = agree(pc, pccompile.ZIL(), *batch(device, 5, 4))
-    assert launches == {"linear_predict": 3, "linear_error": 3}
+    assert launches == {"linear_predict": 3, "linear_error": 3, **LOSS}
     operators = {vertex for row in pc.backend_report() if row.kernel == "aten" for vertex in row.vertices}
     assert not any(vertex.startswith("body") for vertex in operators)
 
@@ -241,7 +240,7 @@ def test_the_linear_layers_of_a_transformer_beside_its_attention(device):
     pc = compiled(Mean(nn.TransformerEncoderLayer(6, 2, 10, dropout=0.0, batch_first=True), 6), device)
     launches = agree(pc, pccompile.ZIL(), *batch(device, 3, 4))
     assert launches["linear_error"] == 5  # queries, keys and values together; the projection; two layers; the head
-    assert {"linear_predict", "linear_error", "aten"} == {row.kernel for row in pc.backend_report()}
+    assert {"linear_predict", "linear_error", "aten"} <= {row.kernel for row in pc.backend_report()}
 
 
 def test_an_error_for_some_outputs_only_and_a_second_backward_pass(device):
@@ -282,7 +281,7 @@ def test_under_autocast_products_are_bfloat16_and_so_are_the_kernels(device):
     pc = compiled(mlp(6, 7, 3), device)
     with torch.autocast(device, dtype=torch.bfloat16):
         launches = agree(pc, pccompile.ZIL(), *batch(device), tolerance=2e-2)
-    assert launches == {"linear_predict": 2, "linear_error": 2}
+    assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}
 
 
 def test_what_the_loop_of_strict_inference_does_not_change_is_predicted_before_it(device):
@@ -320,7 +319,9 @@ def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(devi
 @pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
 def test_inductor_compiles_what_lies_between_the_kernels(device, monkeypatch):
     monkeypatch.setattr(triton, "_rest", lambda piece: inductor.with_inductor)
-    pc = compiled(mlp(6, 7, 3), device)
+    pc = compiled(nn.Sequential(nn.Linear(6, 7), nn.Softmax(-1), nn.Linear(7, 3)), device)
     launches = agree(pc, pccompile.FixedPrediction(steps=4, step_size=0.4), *batch(device))
-    assert launches == {"linear_predict": 2, "linear_error": 2}
-    assert {"linear_predict", "linear_error", "inductor"} == {row.kernel for row in pc.backend_report()}
+    assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}
+    assert {"linear_predict", "linear_error", "cross_entropy", "inductor"} == {
+        row.kernel for row in pc.backend_report()
+    }
