@@ -1,13 +1,16 @@
-"""What every kernel refuses: dtypes, devices, dimensions and shapes that it cannot take, named by argument."""
+"""What every kernel refuses: dtypes, devices, dimensions and shapes that it cannot take, second derivatives."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import ShapeError, UsageError
+from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
 
-__all__ = ["check_alike", "check_fits", "check_input_precision", "check_shape"]
+__all__ = ["check_alike", "check_fits", "check_input_precision", "check_shape", "refusal", "rows_of"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -102,3 +105,17 @@ def check_fits(
             f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
             cure=f"check {name} against {against}",
         )
+
+
+def refusal(message: str) -> Callable[..., NoReturn]:
+    """The derivative of an operator that has none: it raises DoubleBackwardError with that message."""
+
+    def refuse(ctx: object, *gradients: object) -> NoReturn:
+        raise DoubleBackwardError(message)
+
+    return refuse
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """The tensor (rows, features), its leading dimensions made one; it has at least one dimension."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits
+from pccompile.errors import ShapeError
+from pccompile.kernels.arguments import check_alike, check_fits, refusal
 from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
 from pccompile.kernels.results import Target, result_for
 from pccompile.kernels.row_norm.operator import NormErrorSweep
@@ -405,11 +405,7 @@ def _(
     return _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error sweep of a batch normalisation was differentiated")
-
-
-_error.register_autograd(_refuse)
+_error.register_autograd(refusal("the error sweep of a batch normalisation was differentiated"))
 
 
 def _check_error_into(error: Tensor, x: Tensor, *rest: Any) -> None:

@@ -16,10 +16,10 @@ accumulates (`+=`).
 Launches: one. Its grid is the tiles of the parent's error, followed by those of dW; db belongs to dW's first column of
 tiles. The parent's error is gathered: a program owns positions of x that leave the same remainder by the stride, and
 so meet the same taps, and sums over those taps and the outputs. A program of dW owns outputs of one group and weights
-of theirs, and sums over positions; where there are too few such tiles to fill the device (not on gfx942), several
-programs share one tile's positions, leave partial sums in a workspace, and the last to arrive adds these in their fixed
-order. Nothing is added atomically (only arrivals are counted so): results repeat bit for bit. Groups of at most 64
-weights a tap (depthwise) are summed elementwise, groups side by side.
+of theirs, and sums over positions; where there are too few such tiles to fill the device, several programs share one
+tile's positions, leave partial sums in a workspace, and the last to arrive adds these in their fixed order. Nothing is
+added atomically (only arrivals are counted so): results repeat bit for bit. Groups of at most 64 weights a tap
+(depthwise) are summed elementwise, groups side by side.
 
 Bytes, with s bytes an element, X, W and Y the elements of x, W and z, r = 1 where there is a residual, and a window of
 p positions: error, residual and argmax are read 2 s (1 + r) Y without pooling, 2 (s (1 + r) + 1) Y / p under a maximum
@@ -29,7 +29,6 @@ and 2 s (1 / p + r) Y under an average, at least; x and W once, s (X + W); writt
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch
     gradient.py        its tiles of dW and db
-    arrivals.py        the counters of programs that share a tile
     operator.py        conv_error and conv_error_into, the operators pccompile::conv_error and ..._into
     images.py          the same without checks and dispatch, for callers that run it often
     configurations.py  tiles, warps and stages per architecture

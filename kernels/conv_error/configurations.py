@@ -137,17 +137,11 @@ def configuration_for(
 def splits_for(architecture: Architecture, tiles: int, row_tiles: int) -> int:
     """Programs that share the sum of each tile of dW, so that two for each processor run, none with too short a sum.
 
-    On gfx942 always one.
-
     Args:
         architecture: from pccompile.kernels.devices.architecture_of.
         tiles: tiles of dW.
         row_tiles: iterations that sum over all positions.
     """
-    if architecture == "gfx942":
-        # Triton's atomic releases what one wavefront of the program wrote, not all of them: partial sums could be read
-        # before they have arrived.
-        return 1
     most = min(_MOST_SPLITS, row_tiles // _LEAST_TILES_PER_SPLIT)
     wanted: int = 2 * PROCESSORS[architecture] // max(tiles, 1)
     return max(1, min(most, wanted))

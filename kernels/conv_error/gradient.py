@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pccompile.kernels.arrivals import arrives_last
 from pccompile.kernels.convolution_tiles import add, channel_columns, error_at_preactivation, image_rows
 from pccompile.kernels.tiles import tile_indices
 
@@ -61,6 +62,7 @@ def gradient_tile(
     ACCUMULATE_BIAS: tl.constexpr,
     DIRECT: tl.constexpr,
     SPLIT: tl.constexpr,
+    RELEASE_LANES: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -144,9 +146,7 @@ def gradient_tile(
         if BIAS_GRADIENT:  # noqa: SIM102 (a constant, and a value of the running program)
             if in_tile == 0:
                 tl.store(partial_ptr + (first + split) * slot + bias_offsets, bias_sum)
-        # All of this program's partial sums are written before its arrival is counted.
-        tl.debug_barrier()
-        last = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == splits - 1
+        last = arrives_last(arrived_ptr + tile, splits, RELEASE_LANES)
     if last:
         if WEIGHT_GRADIENT:
             if SPLIT:
@@ -166,5 +166,3 @@ def gradient_tile(
                 if SPLIT:
                     bias_sum = _shared_sum(partial_ptr, bias_offsets, splits, first, slot)
                 write(bias_gradient_ptr + outputs * bias_gradient_strides[0], bias_sum * gain, exist, ACCUMULATE_BIAS)
-        if SPLIT:
-            tl.store(arrived_ptr + tile, 0)

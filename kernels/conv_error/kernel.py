@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pccompile.kernels.conv_error.arrivals import arrival_counters
+from pccompile.kernels.arrivals import arrival_counters, release_lanes
 from pccompile.kernels.conv_error.configurations import Configuration, configuration_for, splits_for
 from pccompile.kernels.conv_error.gradient import gradient_tile, write
 from pccompile.kernels.convolution_geometry import Geometry, strides_of, wide_images
@@ -64,6 +64,7 @@ def conv_error_kernel(
     DIRECT: tl.constexpr,
     FLATTEN: tl.constexpr,
     SPLIT: tl.constexpr,
+    RELEASE_LANES: tl.constexpr,  # as arrivals.arrives_last takes it
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -150,6 +151,7 @@ def conv_error_kernel(
                 ACCUMULATE_BIAS,
                 DIRECT,
                 SPLIT,
+                RELEASE_LANES,
                 INPUT_PRECISION,
                 WIDE,
                 UPCAST,
@@ -246,6 +248,7 @@ def conv_error_arguments(
         "DIRECT": direct,
         "FLATTEN": sizes[4] // groups < chosen.parent_out,
         "SPLIT": split,
+        "RELEASE_LANES": release_lanes(architecture, chosen.warps),
         "INPUT_PRECISION": input_precision,
         "WIDE": wide_images(
             geometry,

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
+from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape
+from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
 from pccompile.kernels.conv_error.kernel import launch_conv_error
 from pccompile.kernels.convolution_geometry import Geometry, Pool, geometry_of, pair, pool_arguments
 from pccompile.kernels.linear_error.operator import ErrorSweep
@@ -290,11 +289,7 @@ def _(
     return _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error sweep of a convolution was differentiated")
-
-
-_conv_error.register_autograd(_refuse)
+_conv_error.register_autograd(refusal("the error sweep of a convolution was differentiated"))
 
 
 @torch.library.custom_op(

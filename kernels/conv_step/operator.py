@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
+from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape
+from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
 from pccompile.kernels.conv_step.kernel import launch_conv_step
 from pccompile.kernels.convolution_geometry import Geometry, Pool, empty_image, geometry_of, pair, pool_arguments
 
@@ -236,8 +236,4 @@ def _(
     return _empty_outputs(x, value, geometry, activation, feedback)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("a step of inference of a convolution was differentiated")
-
-
-_conv_step.register_autograd(_refuse)
+_conv_step.register_autograd(refusal("a step of inference of a convolution was differentiated"))

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits
+from pccompile.errors import ShapeError, UsageError
+from pccompile.kernels.arguments import check_alike, check_fits, refusal
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
 
 __all__ = ["LossPrediction", "cross_entropy_error", "cross_entropy_predict", "error_of_loss", "predict_loss"]
@@ -287,11 +287,7 @@ def _(
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error of a cross-entropy loss was differentiated")
-
-
-_error.register_autograd(_refuse)
+_error.register_autograd(refusal("the error of a cross-entropy loss was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

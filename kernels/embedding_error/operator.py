@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits
+from pccompile.errors import ShapeError, UsageError
+from pccompile.kernels.arguments import check_alike, check_fits, refusal
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
 
 __all__ = ["embedding_error", "embedding_error_into", "table_gradient"]
@@ -106,11 +104,7 @@ def _(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: 
     return error.new_empty(rows, error.shape[-1])
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the gradient of an embedding was differentiated")
-
-
-_embedding_error.register_autograd(_refuse)
+_embedding_error.register_autograd(refusal("the gradient of an embedding was differentiated"))
 
 
 @torch.library.custom_op("pccompile::embedding_error_into", mutates_args=("gradient",))

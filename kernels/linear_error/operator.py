@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
+from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape
+from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal, rows_of
 from pccompile.kernels.linear_error.kernel import launch_linear_error
 
 __all__ = ["ErrorSweep", "linear_error", "linear_error_into"]
@@ -150,7 +150,7 @@ def _rows(name: str, tensor: Tensor) -> Tensor:
     """The tensor with its leading dimensions made one."""
     if tensor.dim() == 0:
         raise ShapeError(f"linear_error: {name} is a scalar", cure="give it a dimension of features")
-    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return rows_of(tensor)
 
 
 def _check(
@@ -249,11 +249,7 @@ def _(
     return _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error sweep of a linear layer was differentiated")
-
-
-_linear_error.register_autograd(_refuse)
+_linear_error.register_autograd(refusal("the error sweep of a linear layer was differentiated"))
 
 
 @torch.library.custom_op(

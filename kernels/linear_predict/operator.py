@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape
+from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, rows_of
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.kernel import launch_linear_predict
 
@@ -64,7 +64,7 @@ def linear_predict(
             f"linear_predict: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}",
             cure="x is (..., in) and weight is (out, in)",
         )
-    rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    rows = rows_of(x)
     output, preactivation = torch.ops.pccompile.linear_predict(
         rows, weight, bias, activation, negative_slope, input_precision
     )

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
+from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape
+from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
 from pccompile.kernels.linear_step.kernel import launch_linear_step
 
 __all__ = ["LayerStep", "linear_step", "linear_step_into"]
@@ -176,11 +176,7 @@ def _(
     return _empty_outputs(value, x, prediction)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("a step of strict inference was differentiated")
-
-
-_linear_step.register_autograd(_refuse)
+_linear_step.register_autograd(refusal("a step of strict inference was differentiated"))
 
 
 @torch.library.custom_op("pccompile::linear_step_into", mutates_args=("error", "drive"))

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision
+from pccompile.errors import ShapeError
+from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision, refusal
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
@@ -264,11 +264,7 @@ def _(
     return gates.new_empty(gates.shape), error.new_empty(error.shape[1:]), error.new_empty(error.shape[1:])
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error sweep of an LSTM was differentiated")
-
-
-_recurrence_error.register_autograd(_refuse)
+_recurrence_error.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter
 
-from pccompile.errors import DoubleBackwardError, Place, ShapeError, UsageError
+from pccompile.errors import Place, ShapeError, UsageError
+from pccompile.kernels.arguments import refusal
 from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
 from pccompile.kernels.pointwise.kernel import launch_pointwise
 from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
@@ -132,8 +133,4 @@ def _(inputs: list[Tensor], graph: str) -> list[Tensor]:
     return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
 
 
-def _refuse(ctx: Any, *gradients: Any) -> NoReturn:
-    raise DoubleBackwardError("a generated pointwise kernel was differentiated")
-
-
-_pointwise.register_autograd(_refuse)
+_pointwise.register_autograd(refusal("a generated pointwise kernel was differentiated"))

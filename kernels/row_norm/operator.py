@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError, ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits
+from pccompile.errors import ShapeError
+from pccompile.kernels.arguments import check_alike, check_fits, refusal, rows_of
 from pccompile.kernels.results import Target, result_for
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
@@ -188,11 +188,6 @@ def row_norm_error_into(
     )
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with its leading dimensions made one."""
-    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-
-
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     name = "row_norm_predict"
     check_alike(name, x=x, weight=weight, bias=bias)
@@ -253,7 +248,7 @@ def predict_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     output, mean, rstd = _empty_prediction(x, centred)
-    launch_row_norm_predict(_rows(x), weight, bias, _rows(output), mean if centred else None, rstd, eps)
+    launch_row_norm_predict(rows_of(x), weight, bias, rows_of(output), mean if centred else None, rstd, eps)
     return output, mean, rstd
 
 
@@ -280,12 +275,12 @@ def sweep_norm(
         for asked, shape in ((parent, x.shape), (weight_gradient, columns), (bias_gradient, columns))
     )
     launch_row_norm_error(
-        _rows(error),
-        _rows(x),
+        rows_of(error),
+        rows_of(x),
         weight,
         mean,
         rstd,
-        parent_error=None if parent_error is None else _rows(parent_error),
+        parent_error=None if parent_error is None else rows_of(parent_error),
         weight_gradient=d_weight,
         bias_gradient=d_bias,
         accumulate_parent=isinstance(parent, Tensor),
@@ -354,12 +349,12 @@ def _error(
     _check_error(error, x, weight, mean, rstd)
     outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
     launch_row_norm_error(
-        _rows(error),
-        _rows(x),
+        rows_of(error),
+        rows_of(x),
         weight,
         mean,
         rstd,
-        parent_error=_rows(outputs[0]) if parent_error else None,
+        parent_error=rows_of(outputs[0]) if parent_error else None,
         weight_gradient=outputs[1] if weight_gradient else None,
         bias_gradient=outputs[2] if bias_gradient else None,
         gain=gain,
@@ -383,11 +378,7 @@ def _(
     return _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("the error sweep of a normalisation was differentiated")
-
-
-_error.register_autograd(_refuse)
+_error.register_autograd(refusal("the error sweep of a normalisation was differentiated"))
 
 
 @torch.library.custom_op(

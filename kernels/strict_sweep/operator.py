@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pccompile.errors import DoubleBackwardError
+from pccompile.kernels.arguments import refusal
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
 from pccompile.kernels.strict_sweep.arguments import check_chain, check_gradients, check_sweep
 from pccompile.kernels.strict_sweep.choice import fastest_form, likely_form
@@ -321,9 +321,6 @@ def _(
     return x.new_empty(Layout.of([weight.shape for weight in weights]).gradients)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> NoReturn:
-    raise DoubleBackwardError("a strict sweep of linear layers was differentiated")
-
-
+_refuse = refusal("a strict sweep of linear layers was differentiated")
 _strict_sweep.register_autograd(_refuse)
 _chain_gradients.register_autograd(_refuse)

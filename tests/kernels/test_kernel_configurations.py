@@ -58,7 +58,7 @@ def test_gradients_are_shared_by_as_many_programs_as_fill_the_device():
     assert splits_for("sm_90", tiles=9, row_tiles=32) == 4
     assert splits_for("sm_90", tiles=1000, row_tiles=8192) == 1
     assert splits_for("sm_90", tiles=9, row_tiles=3) == 1
-    assert splits_for("gfx942", tiles=9, row_tiles=8192) == 1
+    assert splits_for("gfx942", tiles=19, row_tiles=8192) == 32
 
 
 def test_tensors_on_the_cpu_are_refused_without_the_interpreter():
