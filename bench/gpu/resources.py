@@ -37,26 +37,13 @@ class Use:
 def measured() -> Iterator[Use]:
     """Compile everything that the tests hold to a budget; takes minutes, and no GPU."""
     sys.path[:0] = [str(ROOT / "tests" / "kernels")]
-    import ahead_of_time
-    import convolution_ahead_of_time
-    import recorded
-    import test_ahead_of_time
-    import test_convolution_budgets
-    import test_recorded_budgets
+    from ahead_of_time import measure
+    from shipped import CASES
 
-    for tests, compiler in (
-        (test_ahead_of_time, ahead_of_time),
-        (test_convolution_budgets, convolution_ahead_of_time),
-    ):
-        for variant, found in compiler.measure(tests.VARIANTS).items():
-            case = f"{variant.precision}, {variant.size}"
-            used = (found.registers, found.shared, found.spilled)
-            yield Use(variant.operation, case, variant.architecture, *used)
-    for recording, kernels in recorded.measure_recordings(test_recorded_budgets.RECORDINGS).items():
+    for case, kernels in measure(CASES).items():
         for found in kernels:
-            case = f"{recording.launch}, {recording.dtype}"
             used = (found.registers, found.shared, found.spilled)
-            yield Use(recording.operation, case, recording.architecture, *used)
+            yield Use(case.operation, f"{case.launch}, {case.precision}", case.architecture, *used)
 
 
 def resource_table(uses: Iterator[Use]) -> str:

@@ -28,6 +28,7 @@ def _launch(case: Case, batch: int, size: str) -> None:
         ignore_index=-100,
         negative_slope=0.01,
         input_precision=case.input_precision,
+        averaged=tall,
     )
     columns = Layout.of([weight.shape for weight in chain.weights], tall).columns
     launch_strict_sweep(

@@ -49,7 +49,7 @@ def test_linear_step_into_passes_opcheck(device):
 def test_strict_sweep_passes_opcheck(device, record, learn_errors):
     chain = random_chain(device, 3, (4, 5, 3), ("tanh", "identity"))
     biases = [chain.biases[0], None]
-    options = (False, learn_errors, record, 2, 0.1, 0.5, 1.0, -100, 0.01, "ieee", "batch_tiles")
+    options = (False, learn_errors, record, 2, 0.1, 0.5, 1.0, -100, 0.01, "ieee", "batch_tiles", record)
     arguments = (chain.x, chain.target, chain.weights, biases, "tanh,identity", "cross_entropy", *options)
     torch.library.opcheck(torch.ops.pccompile.strict_sweep.default, arguments)
 
