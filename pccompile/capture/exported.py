@@ -157,6 +157,7 @@ def _read(
     graph, signature = exported.graph, exported.graph_signature
     _drop_assertions(graph)
     _infer_open_sizes(graph)
+    _drop_idle_broadcasts(graph)
     restore_eager_operators(graph)
     opened = decompose(graph) if opens else Opened()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -226,6 +227,19 @@ def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
 
 # composite operators that change an argument without saying so in their schema, and that torch.export would keep
 _WRITE_UNSAID = {torch.ops.aten.instance_norm.default}
+
+
+def _drop_idle_broadcasts(graph: fx.Graph) -> None:
+    """Take out what F.mse_loss and its like broadcast to the shape that it has: it would make the output's value read
+    by something beside the loss, and the target a computed constant."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.broadcast_tensors.default):
+        for part in list(node.users):
+            whole = node.args[0][part.args[1]]
+            if str(part.meta["val"].shape) == str(whole.meta["val"].shape):
+                part.replace_all_uses_with(whole)
+                graph.erase_node(part)
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _infer_open_sizes(graph: fx.Graph) -> None:

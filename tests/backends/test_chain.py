@@ -62,7 +62,9 @@ def test_every_activation_of_the_kernels_is_known(activation):
     ],
 )
 def test_a_squared_error_may_be_a_sum_and_have_a_factor(loss_fn, mean, factor):
-    loss = found(layers(nn.ReLU()), loss_fn, TARGET).loss
+    chain = found(layers(nn.ReLU()), loss_fn, TARGET)
+    loss = chain.loss
+    assert not chain.free_output
     assert (loss.kind, loss.mean, loss.factor) == ("squared_error", mean, factor)
 
 
@@ -148,7 +150,7 @@ def trained(model, rule=None, loss_fn=F.cross_entropy, x=X, target=Y):
 
 
 def test_the_report_says_why_inference_is_not_one_launch(monkeypatch):
-    monkeypatch.setattr("pccompile.backends.sweep.objection_to", lambda kinds: "no GPU")
+    monkeypatch.setattr("pccompile.backends.sweep.objection_to", lambda *kinds: "no GPU")
     report = trained(layers(nn.Tanh())).backend_report()
     assert report.notes == ("not all steps in one launch: no GPU",)
     assert str(report).splitlines()[-1] == report.notes[0]
@@ -179,7 +181,7 @@ def timed(monkeypatch, tmp_path):
     """The kernel is allowed and does nothing, and takes as long as the test says."""
     monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("PCCOMPILE_KERNELS", raising=False)
-    monkeypatch.setattr("pccompile.backends.sweep.objection_to", lambda kinds: "")
+    monkeypatch.setattr("pccompile.backends.sweep.objection_to", lambda *kinds: "")
     monkeypatch.setattr(kernels, "on_gpu", lambda values: True)
     ran, seconds = [], {"operators": 3.0, "batch_tiles": 2.0, "cooperative": 1.0, "half_steps": 4.0}
 

@@ -172,6 +172,31 @@ def test_a_hidden_value_that_the_loss_reads_too_has_an_identity_as_output_vertex
         assert worst(gradients(pc, x, y), reference.gradients) < 1e-12
 
 
+BROADCASTING = {
+    "mse_loss": (F.mse_loss, torch.square),
+    "MSELoss": (nn.MSELoss(), torch.square),
+    "l1_loss": (F.l1_loss, torch.abs),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "written"), BROADCASTING.values(), ids=BROADCASTING)
+def test_a_loss_that_broadcasts_what_it_compares_leaves_the_output_to_its_prediction(
+    loss_fn: Any, written: Callable[[Tensor], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(6, 4).double(), torch.randn(6, 3).double()
+    found = []
+    for function in (loss_fn, lambda output, target: written(output - target).mean()):
+        pc = pccompile.compile(model, pccompile.Strict(steps=3, step_size=0.2), function)
+        model.zero_grad()
+        pc.loss(x, y).backward()
+        assert [v.kind.value for v in pc.program.vertices if v.nodes] == ["hidden", "output", "loss"]
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_scaled_loss_scales_the_gradients_and_leaves_the_inference_alone(
     compiled: Compile, gradients: Gradients
 ) -> None:

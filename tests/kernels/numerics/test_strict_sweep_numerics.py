@@ -291,8 +291,6 @@ def test_gradients_and_energies_equal_the_compiled_programs(device, loss, rule, 
         loss="squared_error" if squared else "cross_entropy",
         loss_factor=scale / batch / (outputs if squared else 1),
         gradient_factor=-1 / scale,
-        # mse_loss reads the output's shape as well, so that the program gives it a value of its own
-        free_output=squared,
         energies=True,
     )
     expected = torch.tensor(pc.energies, dtype=torch.float64)
