@@ -1,4 +1,4 @@
-"""Launches of strict_sweep to compile: in tiles of the batch with every option, and cooperatively with none."""
+"""Launches of strict_sweep to compile: by tiles of the batch with every option, in its other forms with none."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from meta_chains import meta_chain
 from recorded import Case, Launch
 
+from pccompile.kernels.devices import ARCHITECTURES
 from pccompile.kernels.strict_sweep.configurations import CONFIGURATIONS
 from pccompile.kernels.strict_sweep.launch import Settings, empty_buffers, launch_strict_sweep
 from pccompile.kernels.strict_sweep.layout import Layout
 
 
-def _launch(case: Case, batch: int, size: str) -> None:
+def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20) -> None:
     x, chain = meta_chain(case, batch)
     tall = size == "tall"
     settings = Settings(
@@ -21,7 +22,7 @@ def _launch(case: Case, batch: int, size: str) -> None:
         free_output=tall,
         learn_errors="previous" if tall else "current",
         record=tall,
-        steps=20,
+        steps=steps,
         step_size=0.1,
         momentum=0.9 if tall else 0.0,
         loss_factor=1.0,
@@ -37,17 +38,23 @@ def _launch(case: Case, batch: int, size: str) -> None:
         chain,
         settings,
         empty_buffers(x, columns, settings.steps, momentum=tall, record=tall, held=tall),
-        form="batch_tiles" if tall else "cooperative",
+        form=form,
         configuration=CONFIGURATIONS[case.architecture][case.precision][size],
         programs=132,
     )
 
 
 LAUNCHES = {
-    "tall": Launch(partial(_launch, batch=8192, size="tall"), products=1, activation="gelu"),
-    "flat": Launch(partial(_launch, batch=64, size="flat"), products=1, activation="each"),
+    "tall": Launch(partial(_launch, batch=8192, size="tall", form="batch_tiles"), products=1, activation="gelu"),
+    "flat": Launch(partial(_launch, batch=64, size="flat", form="cooperative"), products=1, activation="each"),
+    "half-steps": Launch(
+        partial(_launch, batch=64, size="flat", form="half_steps", steps=1),
+        precisions=("half", "tf32", "ieee"),
+        architectures=ARCHITECTURES,
+        activation="each",
+    ),
     "wide": Launch(
-        partial(_launch, batch=2**22, size="tall"),
+        partial(_launch, batch=2**22, size="tall", form="batch_tiles"),
         products=1,
         activation="gelu",
         precisions=("half",),
