@@ -189,7 +189,7 @@ def timed(monkeypatch, tmp_path):
 
     def run(*statuses, before=False):
         def measure_all(results, choice, folder, start, models):
-            assert choice.limit == pytest.approx(400.0 - training.TIMING_SECONDS, abs=5.0)
+            assert choice.limit <= 400.0 - training.TIMING_SECONDS  # less what has passed since
             results.rows += [Row("mlp", "zil", str(i), status, "why") for i, status in enumerate(statuses)]
 
         monkeypatch.setattr(training, "measure_all", measure_all)
