@@ -20,6 +20,7 @@ __all__ = [
     "launch_options",
     "precision_of",
     "product_precision",
+    "registers_of",
 ]
 
 Architecture = Literal["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"]
@@ -67,6 +68,11 @@ def launch_options(warps: int, stages: int, registers: int | None) -> dict[str, 
     """
     limit = {} if registers is None else {"maxnreg": registers}
     return {"num_warps": warps, "num_stages": stages, **limit}
+
+
+def registers_of(architecture: Architecture) -> int | None:
+    """`launch_options`' limit where a kernel would rather have all the registers there are than spill."""
+    return 255 if architecture.startswith("sm_") else None
 
 
 def precision_of(dtype: torch.dtype, input_precision: str) -> str:

@@ -16,7 +16,14 @@ from pccompile.kernels.conv_error.configurations import Configuration, configura
 from pccompile.kernels.conv_error.gradient import gradient_tile, write
 from pccompile.kernels.convolution_geometry import Geometry, strides_of, wide_images
 from pccompile.kernels.convolution_tiles import image_offsets, image_rows, parent_sum
-from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import (
+    Architecture,
+    architecture_of,
+    interpreted,
+    launch_options,
+    precision_of,
+    registers_of,
+)
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
 
@@ -270,8 +277,7 @@ def conv_error_arguments(
         "GRADIENT_IN": gradient_in,
         "GRADIENT_ROWS": chosen.gradient_rows,
         "GROUP": chosen.group,
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
+        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
     }
     return (parent_programs + (tiles * splits if wanted else 0),), arguments, constants
 

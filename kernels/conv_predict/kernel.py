@@ -21,7 +21,14 @@ from pccompile.kernels.convolution_tiles import (
     store_residual,
     window_rows,
 )
-from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import (
+    Architecture,
+    architecture_of,
+    interpreted,
+    launch_options,
+    precision_of,
+    registers_of,
+)
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
 
@@ -176,8 +183,7 @@ def conv_predict_arguments(
         "BLOCK_OUT": chosen.block_out,
         "BLOCK_IN": chosen.block_in,
         "GROUP": chosen.group,
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
+        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
     }
     return (row_tiles * column_tiles,), arguments, constants
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate
-from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.lstm.configurations import Configuration, configuration_for
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
@@ -264,8 +264,7 @@ def launch_lstm_recurrence(
             BLOCK_BATCH=chosen.block_batch,
             BLOCK_UNITS=chosen.block_units,
             BLOCK_SUM=chosen.block_sum,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
         )
 
 
@@ -332,6 +331,5 @@ def launch_lstm_recurrence_error(
             BLOCK_BATCH=chosen.block_batch,
             BLOCK_UNITS=chosen.block_units,
             BLOCK_SUM=chosen.block_sum,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
         )
