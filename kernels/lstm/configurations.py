@@ -34,7 +34,7 @@ class Configuration:
 _NVIDIA = {
     "half": Configuration(16, 32, 32, 4, 4),
     "tf32": Configuration(16, 32, 32, 4, 3),
-    "ieee": Configuration(16, 32, 16, 4, 3),
+    "ieee": Configuration(16, 16, 16, 4, 3),
 }
 
 CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
