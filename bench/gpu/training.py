@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.gpu.work import OutOfTime, Work
-from bench.steps.campaign import Choice, begin, measure_all
+from bench.steps.campaign import Choice, measure_all, nothing_yet
 from bench.steps.contestants import backend_names
 from bench.steps.models import MODELS, Model
 from bench.steps.peers import PEERS
@@ -78,7 +78,7 @@ def time_model(name: str, rules: tuple[str, ...], device: str = "cuda") -> Calla
             limit=work.left - TIMING_SECONDS,
         )
         date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        results = begin(choice, f"python -m bench gpu --part {work.path.stem}", date)
+        results = nothing_yet(choice, f"python -m bench gpu --part {work.path.stem}", date)
         folder = work.folder / "times" / work.path.stem
         measure_all(results, choice, folder, start, MEASURED)
         late = [row for row in results.rows if row.status is Status.LEFT_OUT]

@@ -24,7 +24,7 @@ from bench.steps.results import Results, Row, Status, save
 from bench.steps.task import RULES, Task
 from bench.steps.timing import Effort
 
-__all__ = ["Choice", "begin", "chosen", "listing", "measure_all", "write"]
+__all__ = ["Choice", "begin", "chosen", "listing", "measure_all", "nothing_yet", "write"]
 
 QUICK_RULES = ("zil", "fixed", "strict")
 QUICK_LIMIT = 75.0  # a contestant that began by then may take a while to compile, and timing comes after
@@ -83,6 +83,11 @@ def listing() -> str:
 def begin(choice: Choice, command: str, date: str) -> Results:
     """Set threads and precision for the process, and note what it runs on."""
     set_up(choice.device, choice.threads)
+    return nothing_yet(choice, command, date)
+
+
+def nothing_yet(choice: Choice, command: str, date: str) -> Results:
+    """Results without rows: what is to be measured, on what, in a process that is set up."""
     options = asdict(choice)
     options["torch2pc"] = choice.torch2pc is not None
     return Results(command, date, machine_facts(choice.device), versions(), options)

@@ -14,7 +14,7 @@ from bench.operators.cases import Case, OperatorModel, entries
 from bench.operators.page import render, verdicts_on
 from bench.operators.sweep import Result
 from bench.operators.verdict import Outcome, Verdict, judge
-from pccompile.compiled import Execution
+from pccompile.execution import Execution
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "coverage.md"
 
