@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import exported_program
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from pccompile.call import Call
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.decompose import Opened, decompose
+from pccompile.capture.functional import functional
 from pccompile.capture.restore import restore_eager_operators
 from pccompile.capture.shapes import SimpleSizes, domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_function, source_of_stack
@@ -128,17 +128,12 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
     for shapes in ([every] if every == first else [every, first]) if dynamic else []:
         try:
             exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            return _decomposed(exported), fixed
+            return functional(exported), fixed
         except PCCompileError:
             raise
         except Exception as error:
             fixed = fixed or f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
-    return _decomposed(torch.export.export(module, inputs, strict=False)), fixed
-
-
-def _decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    with _composites_of(exported.graph_module):
-        return exported.run_decompositions({})
+    return functional(torch.export.export(module, inputs, strict=False)), fixed
 
 
 def _aliases(inputs: tuple[Any, ...]) -> Any:
@@ -201,32 +196,6 @@ def _drop_assertions(graph: fx.Graph) -> None:
         returns = getattr(getattr(node.target, "_schema", None), "returns", None)
         if returns == [] and not node.users:
             graph.erase_node(node)
-
-
-@contextmanager
-def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
-    """While this lasts, torch.export prepares to keep the composite operators of this graph, not all of PyTorch's.
-
-    Preparing every one of them takes a second a capture, whatever the size of the model.
-    """
-    if not hasattr(exported_program, "_collect_all_valid_cia_ops"):
-        yield
-        return
-    graphs = [part.graph for part in graph_module.modules() if isinstance(part, fx.GraphModule)]
-    present = {
-        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
-    }
-    kept = {operator for operator in present if exported_program._is_preservable_cia_op(operator)} - _WRITE_UNSAID
-    original = exported_program._collect_all_valid_cia_ops
-    exported_program._collect_all_valid_cia_ops = lambda: set(kept)
-    try:
-        yield
-    finally:
-        exported_program._collect_all_valid_cia_ops = original
-
-
-# composite operators that change an argument without saying so in their schema, and that torch.export would keep
-_WRITE_UNSAID = {torch.ops.aten.instance_norm.default}
 
 
 def _drop_idle_broadcasts(graph: fx.Graph) -> None:

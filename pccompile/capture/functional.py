@@ -1,0 +1,145 @@
+"""Make an exported program functional: no writes, and no composite operators that torch.export does not keep."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram, exported_program
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["functional", "retraced"]
+
+# composite operators that change an argument without saying so in their schema, and that torch.export would keep
+_WRITE_UNSAID = {torch.ops.aten.instance_norm.default}
+_OF_NUMBERS = {getattr(operator, name) for name in operator.__all__}
+_MAY_BE_OPENED = hasattr(exported_program, "_is_preservable_cia_op")
+
+
+def functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program as `run_decompositions({})` makes it, which traces all of it once more.
+
+    A model that writes to nothing needs less: the few operators that are not kept are traced, each alone. That is about
+    a third of a capture's time. The given program may be changed.
+    """
+    if not _MAY_BE_OPENED or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):  # its casts come with retracing
+        return retraced(exported)
+    calls = [node for node in exported.graph.nodes if node.op not in ("placeholder", "output")]
+    try:
+        parts = [(node, _traced(node)) for node in calls if not _is_kept(node.target)]
+    except _NotAlone:
+        return retraced(exported)
+    for node, part in parts:
+        _inline(node, part)
+    _share_sizes(exported.graph)
+    exported.graph.eliminate_dead_code()
+    return exported
+
+
+def retraced(exported: ExportedProgram) -> ExportedProgram:
+    """What `run_decompositions({})` makes of the program."""
+    with _composites_of(exported.graph_module):
+        return exported.run_decompositions({})
+
+
+class _NotAlone(Exception):
+    """An operator writes to a tensor, or is none: what it does shows in the graph as a whole only."""
+
+
+def _is_kept(target: Any) -> bool:
+    """Whether retracing would leave calls of this as they are.
+
+    Raises:
+        _NotAlone: it is no operator without effects.
+    """
+    if target in _OF_NUMBERS:
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable or target in _WRITE_UNSAID:
+        raise _NotAlone(str(target))
+    if exported_program._is_preservable_cia_op(target) or target._schema.returns == []:
+        return True
+    return not _is_composite(target) and torch._C.DispatchKey.Autograd not in target.py_kernels
+
+
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return key in target.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key)
+
+
+def _traced(node: fx.Node) -> fx.Graph:
+    """What one call does, as a graph with a placeholder for each of its inputs."""
+    target: Any = node.target
+    operation = target.py_kernels.get(torch._C.DispatchKey.Autograd, target)  # decomposed in Python, where it is
+    inputs = node.all_input_nodes
+    values = [value.meta["val"] for value in inputs]
+    modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
+    if not modes:
+        raise _NotAlone(str(node.target))
+
+    def run(*given: Any) -> Any:
+        found = dict(zip(inputs, given, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
+        return operation(*args, **kwargs)
+
+    with modes[0], enable_python_dispatcher():
+        graph: fx.Graph = make_fx(torch.func.functionalize(run))(*values).graph
+    for inner in graph.nodes:
+        if inner.op == "get_attr" or (inner.op == "call_function" and not _is_kept(inner.target)):
+            raise _NotAlone(str(node.target))
+    return graph
+
+
+def _inline(node: fx.Node, part: fx.Graph) -> None:
+    """Put what a call does in its place."""
+    given = dict(zip(part.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
+    values = dict(given)
+    with node.graph.inserting_before(node):
+        results: Any = node.graph.graph_copy(part, values)
+    for inner, new in values.items():
+        if inner not in given:
+            new.meta = {**node.meta, "val": inner.meta["val"]}
+    if isinstance(results, fx.Node):
+        node.replace_all_uses_with(results)
+    else:
+        for getter in list(node.users):
+            getter.replace_all_uses_with(results[getter.args[1]])
+            node.graph.erase_node(getter)
+    node.graph.erase_node(node)
+
+
+def _share_sizes(graph: fx.Graph) -> None:
+    """Read each size once: calls that were traced alone have read what they needed."""
+    first: dict[Any, fx.Node] = {}
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int):
+        found = first.setdefault(node.args, node)
+        if found is not node:
+            node.replace_all_uses_with(found)
+            graph.erase_node(node)
+
+
+@contextmanager
+def _composites_of(graph_module: fx.GraphModule) -> Iterator[None]:
+    """While this lasts, torch.export prepares to keep the composite operators of this graph, not all of PyTorch's.
+
+    Preparing every one of them takes a second a capture, whatever the size of the model.
+    """
+    if not hasattr(exported_program, "_collect_all_valid_cia_ops"):
+        yield
+        return
+    graphs = [part.graph for part in graph_module.modules() if isinstance(part, fx.GraphModule)]
+    present = {
+        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    }
+    kept = {operator for operator in present if exported_program._is_preservable_cia_op(operator)} - _WRITE_UNSAID
+    original = exported_program._collect_all_valid_cia_ops
+    exported_program._collect_all_valid_cia_ops = lambda: set(kept)
+    try:
+        yield
+    finally:
+        exported_program._collect_all_valid_cia_ops = original
