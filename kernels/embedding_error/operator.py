@@ -10,6 +10,7 @@ from torch import Tensor
 from pccompile.errors import ShapeError, UsageError
 from pccompile.kernels.arguments import check_alike, check_fits, refusal
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["embedding_error", "embedding_error_into", "table_gradient"]
 
@@ -93,27 +94,21 @@ def table_gradient(error: Tensor, indices: Tensor, rows: int, padding_row: int |
     return gradient
 
 
-@torch.library.custom_op("pccompile::embedding_error", mutates_args=())
+@custom_operator("pccompile::embedding_error")
 def _embedding_error(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
-    return table_gradient(error, indices, rows, _check(error, indices, rows, padding_idx), gain)
-
-
-@_embedding_error.register_fake
-def _(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
-    _check(error, indices, rows, padding_idx)
-    return error.new_empty(rows, error.shape[-1])
+    padding_row = _check(error, indices, rows, padding_idx)
+    if not has_data(error):
+        return error.new_empty(rows, error.shape[-1])
+    return table_gradient(error, indices, rows, padding_row, gain)
 
 
 _embedding_error.register_autograd(refusal("the gradient of an embedding was differentiated"))
 
 
-@torch.library.custom_op("pccompile::embedding_error_into", mutates_args=("gradient",))
+@custom_operator("pccompile::embedding_error_into", mutates=("gradient",))
 def _embedding_error_into(
     error: Tensor, indices: Tensor, gradient: Tensor, padding_idx: int | None, gain: float
 ) -> None:
-    _add(error, indices, gradient, _check(error, indices, gradient.shape[0], padding_idx, gradient), gain)
-
-
-@_embedding_error_into.register_fake
-def _(error: Tensor, indices: Tensor, gradient: Tensor, padding_idx: int | None, gain: float) -> None:
-    _check(error, indices, gradient.shape[0], padding_idx, gradient)
+    padding_row = _check(error, indices, gradient.shape[0], padding_idx, gradient)
+    if has_data(error):
+        _add(error, indices, gradient, padding_row, gain)

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Interpreter
 
 from pccompile.errors import Place, ShapeError, UsageError
 from pccompile.kernels.arguments import refusal
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
 from pccompile.kernels.pointwise.kernel import launch_pointwise
 from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
@@ -105,6 +106,12 @@ def _run(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
+def _empty_outputs(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
+    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+
+
 def _check(inputs: list[Tensor], known: Pointwise) -> None:
     expected = sum(node.op == "placeholder" for node in known.graph.nodes)
     if len(inputs) != expected or not inputs:
@@ -117,20 +124,11 @@ def _check(inputs: list[Tensor], known: Pointwise) -> None:
             )
 
 
-@torch.library.custom_op("pccompile::pointwise", mutates_args=())
+@custom_operator("pccompile::pointwise")
 def _pointwise(inputs: list[Tensor], graph: str) -> list[Tensor]:
     known = _KNOWN[graph]
     _check(inputs, known)
-    return _run(known, inputs)
-
-
-@_pointwise.register_fake
-def _(inputs: list[Tensor], graph: str) -> list[Tensor]:
-    known = _KNOWN[graph]
-    _check(inputs, known)
-    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
-    results = results if isinstance(results, (tuple, list)) else (results,)
-    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+    return _run(known, inputs) if has_data(inputs[0]) else _empty_outputs(known, inputs)
 
 
 _pointwise.register_autograd(refusal("a generated pointwise kernel was differentiated"))
