@@ -14,7 +14,7 @@ from pccompile.kernels.devices import architecture_of, interpreted, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
 from pccompile.kernels.products import product_tile
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_linear_step", "linear_step_kernel"]
 
@@ -57,9 +57,7 @@ def _compare(
 def _add_drive(drive, tile, rows, columns, batch, width, ACCUMULATE: tl.constexpr):
     place = drive[0] + (rows * drive[1])[:, None] + (columns * drive[2])[None, :]
     mask = (rows < batch)[:, None] & (columns < width)[None, :]
-    if ACCUMULATE:
-        tile += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(place, tile.to(drive[0].dtype.element_ty), mask=mask)
+    write_tile(place, tile, mask, ACCUMULATE)
 
 
 @triton.jit
