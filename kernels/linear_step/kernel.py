@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS, activate, activation_slope
-from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
 from pccompile.kernels.products import product_tile
@@ -243,5 +243,5 @@ def launch_linear_step(
             BLOCK_OUT=chosen.narrow_out if narrow else chosen.block_out,
             BLOCK_IN=max(triton.next_power_of_2(in_features), _LEAST) if narrow else chosen.block_in,
             BLOCK_SUM=chosen.block_sum,
-            **chosen.options,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
         )
