@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
+from pccompile.kernels.arguments import (
+    check_alike,
+    check_device,
+    check_input_precision,
+    check_residual,
+    check_shape,
+    refusal,
+)
 from pccompile.kernels.conv_error.kernel import launch_conv_error
 from pccompile.kernels.convolution_geometry import Geometry, Pool, geometry_of, pair, pool_arguments
 from pccompile.kernels.linear_error.operator import ErrorSweep
@@ -193,21 +199,13 @@ def _check(
     check_shape(name, "parent_error", parent_error, tuple(x.shape), "x's", _WEIGHT)
     check_shape(name, "weight_gradient", weight_gradient, tuple(weight.shape), _WEIGHT, _WEIGHT)
     check_shape(name, "bias_gradient", bias_gradient, (weight.shape[0],), "(out,)", _WEIGHT)
-    kind = activation_named(activation, negative_slope).residual
-    if residual is None and kind != "none":
-        raise ShapeError(
-            f"{name}: {activation} needs a residual, its {kind}", cure="pass the residual that conv_predict returned"
-        )
+    check_residual(name, residual, activation, negative_slope)
     if (argmax is not None) != (pool == "max") or (argmax is not None and argmax.dtype is not torch.int8):
         raise ShapeError(
             f"{name}: the argmax is {None if argmax is None else argmax.dtype}, and the pooling {pool!r}",
             cure="pass the argmax that conv_predict returned, int8 under a maximum and None otherwise",
         )
-    if argmax is not None and argmax.device != error.device:
-        raise ShapeError(
-            f"{name}: argmax is on {argmax.device}, but error is on {error.device}",
-            cure=f"move argmax to {error.device}",
-        )
+    check_device(name, "argmax", argmax, "error", error)
     return geometry
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
 from pccompile.kernels.operators import custom_operator, has_data
 
@@ -107,11 +107,7 @@ def _check(
             f"{name}: targets is {targets.dtype}",
             cure="use indices of classes; for target probabilities use torch.nn.functional.cross_entropy",
         )
-    if targets.device != logits.device:
-        raise ShapeError(
-            f"{name}: targets is on {targets.device}, but logits is on {logits.device}",
-            cure=f"move targets to {logits.device}",
-        )
+    check_device(name, "targets", targets, "logits", logits)
     if reduction not in ("mean", "sum", "none"):
         raise UsageError(f"{name}: reduction={reduction!r}", cure='use "mean", "sum" or "none"')
     if not 0 <= label_smoothing <= 1:

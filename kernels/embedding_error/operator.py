@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
 from pccompile.kernels.operators import custom_operator, has_data
 
@@ -62,11 +62,7 @@ def _check(
     check_alike(name, error=error, gradient=gradient)
     if indices.dtype not in (torch.int64, torch.int32):
         raise UsageError(f"{name}: indices is {indices.dtype}", cure="use int64 or int32")
-    if indices.device != error.device:
-        raise ShapeError(
-            f"{name}: indices is on {indices.device}, but error is on {error.device}",
-            cure=f"move indices to {error.device}",
-        )
+    check_device(name, "indices", indices, "error", error)
     check_fits(
         name, "indices", indices, tuple(error.shape[:-1]), "error's shape without columns", "error, (..., columns)"
     )

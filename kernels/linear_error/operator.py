@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal, rows_of
+from pccompile.kernels.arguments import (
+    check_alike,
+    check_input_precision,
+    check_residual,
+    check_shape,
+    refusal,
+    rows_of,
+)
 from pccompile.kernels.linear_error.kernel import launch_linear_error
 from pccompile.kernels.operators import custom_operator, has_data
 
@@ -182,11 +188,7 @@ def _check(
     check_shape(name, "parent_error", parent_error, (batch, in_features), "(batch, in)")
     check_shape(name, "weight_gradient", weight_gradient, (out, in_features), "(out, in)")
     check_shape(name, "bias_gradient", bias_gradient, (out,), "(out,)")
-    kind = activation_named(activation, negative_slope).residual
-    if residual is None and kind != "none":
-        raise ShapeError(
-            f"{name}: {activation} needs a residual, its {kind}", cure="pass the residual that linear_predict returned"
-        )
+    check_residual(name, residual, activation, negative_slope)
 
 
 def _empty_outputs(

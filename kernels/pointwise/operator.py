@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter
 
-from pccompile.errors import Place, ShapeError, UsageError
-from pccompile.kernels.arguments import refusal
+from pccompile.errors import Place, UsageError
+from pccompile.kernels.arguments import check_device, refusal
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
 from pccompile.kernels.pointwise.kernel import launch_pointwise
@@ -117,11 +117,7 @@ def _check(inputs: list[Tensor], known: Pointwise) -> None:
     if len(inputs) != expected or not inputs:
         raise UsageError(f"pointwise: {len(inputs)} inputs", cure=f"the graph has {expected} placeholders")
     for index, tensor in enumerate(inputs):
-        if tensor.device != inputs[0].device:
-            raise ShapeError(
-                f"pointwise: input {index} is on {tensor.device}, but input 0 is on {inputs[0].device}",
-                cure=f"move it to {inputs[0].device}",
-            )
+        check_device("pointwise", f"input {index}", tensor, "input 0", inputs[0])
 
 
 @custom_operator("pccompile::pointwise")
