@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
+from pccompile.kernels.activations import activation_named
 
-__all__ = ["check_alike", "check_fits", "check_input_precision", "check_shape", "refusal", "rows_of"]
+__all__ = [
+    "check_alike",
+    "check_device",
+    "check_fits",
+    "check_input_precision",
+    "check_residual",
+    "check_shape",
+    "refusal",
+    "rows_of",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,10 +50,30 @@ def check_alike(operation: str, **tensors: Tensor | None) -> None:
                 cure=f"cast {name}, or run under one dtype",
             )
         if tensor.device != first.device:
-            raise ShapeError(
-                f"{operation}: {name} is on {tensor.device}, but {first_name} is on {first.device}",
-                cure=f"move {name} to {first.device}",
-            )
+            raise _elsewhere(operation, name, tensor, first_name, first)
+
+
+def check_device(operation: str, name: str, tensor: Tensor | None, first_name: str, first: Tensor) -> None:
+    """Check that a tensor, if there is one, is where another is.
+
+    Args:
+        operation: its name, for the message.
+        name: the argument's name.
+        tensor: the argument.
+        first_name, first: the other argument.
+
+    Raises:
+        ShapeError: it is on another device.
+    """
+    if tensor is not None and tensor.device != first.device:
+        raise _elsewhere(operation, name, tensor, first_name, first)
+
+
+def _elsewhere(operation: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> ShapeError:
+    return ShapeError(
+        f"{operation}: {name} is on {tensor.device}, but {first_name} is on {first.device}",
+        cure=f"move {name} to {first.device}",
+    )
 
 
 def check_shape(
@@ -54,7 +84,7 @@ def check_shape(
     meaning: str,
     weight: str = "(out, in)",
 ) -> None:
-    """Check a tensor's shape, if there is one.
+    """Check a tensor's shape, if there is one, where a weight decides it.
 
     Args:
         operation: its name, for the message.
@@ -67,11 +97,7 @@ def check_shape(
     Raises:
         ShapeError: it is another.
     """
-    if tensor is not None and tuple(tensor.shape) != tuple(shape):
-        raise ShapeError(
-            f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
-            cure=f"check {name} against the weight, which is {weight}",
-        )
+    check_fits(operation, name, tensor, shape, meaning, against=f"the weight, which is {weight}")
 
 
 def check_input_precision(input_precision: str) -> None:
@@ -104,6 +130,28 @@ def check_fits(
         raise ShapeError(
             f"{operation}: {name} has shape {tuple(tensor.shape)}, expected {meaning} = {tuple(shape)}",
             cure=f"check {name} against {against}",
+        )
+
+
+def check_residual(operation: str, residual: Tensor | None, activation: str, negative_slope: float) -> None:
+    """Check that the prediction's residual is there where the activation's slope is read from one.
+
+    Args:
+        operation: its name, NAME_error, for the message; that of the prediction is NAME_predict.
+        residual: the argument.
+        activation: a key of pccompile.kernels.ACTIVATIONS.
+        negative_slope: of leaky_relu.
+
+    Raises:
+        UsageError: there is no such activation.
+        ShapeError: the residual is missing.
+    """
+    kind = activation_named(activation, negative_slope).residual
+    if residual is None and kind != "none":
+        prediction = operation.replace("_error", "_predict")
+        raise ShapeError(
+            f"{operation}: {activation} needs a residual, its {kind}",
+            cure=f"pass the residual that {prediction} returned",
         )
 
 

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 
 from pccompile.kernels.activations import activate, activation_slope
+from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
-    "add",
     "channel_columns",
     "error_at_preactivation",
     "image_offsets",
@@ -29,11 +29,6 @@ __all__ = [
     "store_residual",
     "window_rows",
 ]
-
-
-@triton.jit
-def add(a, b):
-    return a + b
 
 
 @triton.jit
@@ -259,7 +254,7 @@ def pool_windows(
         y, argmax, z = tl.reduce((y, positions, tl.reshape(z, shape)), 1, _larger)
     elif POOLING[0] == "average":
         y = tl.reshape(tl.where(rows[5][:, None], y, 0.0), (windows, PADDED_WINDOW, BLOCK_OUT))
-        y = tl.reduce(y, 1, add) * (1.0 / (POOLING[1] * POOLING[2]))
+        y = sum_of(y, 1) * (1.0 / (POOLING[1] * POOLING[2]))
     return y, argmax, z
 
 

@@ -1,4 +1,4 @@
-"""How programs are laid over tiles, shared by the matrix kernels."""
+"""How programs are laid over tiles, and how they write one, shared by the kernels."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["grouped_tile", "needs_wide_offsets", "tile_indices"]
+__all__ = ["grouped_tile", "needs_wide_offsets", "tile_indices", "write_tile"]
 
 _LARGEST_INT32 = 2**31 - 1
 _LARGEST_TILE = 512
@@ -31,6 +31,14 @@ def tile_indices(tile, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     if WIDE:
         indices = indices.to(tl.int64)
     return tile * BLOCK + indices
+
+
+@triton.jit
+def write_tile(pointers, tile, mask, ACCUMULATE: tl.constexpr):
+    """Store a float32 tile, rounded once to the dtype there: in the place of what is there, or added to it."""
+    if ACCUMULATE:
+        tile += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    tl.store(pointers, tile.to(pointers.dtype.element_ty), mask=mask)
 
 
 def needs_wide_offsets(*tensors: Tensor | None) -> bool:

@@ -12,6 +12,7 @@ from torch import fx
 from pccompile.capture import Captured, Leaf, place_of
 from pccompile.errors import NoDerivativeError
 from pccompile.ir.grammar import Component, Kind, Vertex, Work
+from pccompile.names import unique_name
 from pccompile.vertices import Roles, choose
 
 __all__ = ["build_graph", "with_levels"]
@@ -165,11 +166,7 @@ class _Builder:
             home, operator = homes[producer]
             alone = producer in hidden and crowd[home] == 1 and producer not in self.captured.labels
             wish = home if home and alone else f"{home}.{operator}" if home else operator
-            name, count = wish, 1
-            while name in taken:
-                name, count = f"{wish}_{count}", count + 1
-            taken.add(name)
-            names[producer] = name
+            names[producer] = unique_name(wish, taken)
         return names
 
     def _home(self, producer: str, nodes: list[str]) -> tuple[str, str]:

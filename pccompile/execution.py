@@ -186,8 +186,8 @@ def linked(execution: Execution, done: Callable[[Execution], None]) -> list[Any]
     compiled = execution.compiled
     if not compiled.learns:
         return outputs
-    plain = torch._C._are_functorch_transforms_active()  # else nothing is to be unwrapped, tensor by tensor
-    apply = _Sweep.apply if plain else super(Function, _Sweep).apply
+    wrapped = torch._C._are_functorch_transforms_active()  # else nothing is to be unwrapped, tensor by tensor
+    apply = _Sweep.apply if wrapped else super(Function, _Sweep).apply
     found = iter(apply(execution, outputs, done, *execution.sources.values()))
     return [next(found) if tracked else value for value, tracked in zip(outputs, execution.tracked, strict=True)]
 

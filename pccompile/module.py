@@ -275,12 +275,15 @@ class PCModule(nn.Module):
         if recent is None or not recent.serves(self, flat, structure):
             call = Call(self.model, loss_fn, args, kwargs, targets)
             state = self._model_state(call)
-            if not (whatever_learns or state.learns or any(map(is_tensor_that_learns, flat))):
+            learns = state.learns or any(map(is_tensor_that_learns, flat))
+            if not (whatever_learns or learns):
                 return None
             compiled = self._variant(call, state)
             if compiled not in state.held:
                 state.held[compiled] = compiled.hold(self.model, loss_fn)
-            recent = self._recent[loss_fn is None] = Recent(self, call, state, compiled)
+            recent = self._recent[loss_fn is None] = Recent(self, call, state, compiled, learns)
+        elif not (whatever_learns or recent.learns):
+            return None
         self.__dict__["_latest"] = recent.compiled
         run = Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
         execution = Execution(recent.compiled, run, self.model, loss_fn, flat, recent.held)

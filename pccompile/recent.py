@@ -11,7 +11,7 @@ import torch
 from pccompile.call import Call, guard_of, kind_of
 from pccompile.compiled import Compiled, Held
 from pccompile.ir.grammar import Kind
-from pccompile.modelstate import ModelState, is_tensor_that_learns
+from pccompile.modelstate import ModelState
 
 __all__ = ["Recent"]
 
@@ -48,10 +48,9 @@ class Recent:
         "learns",
     )
 
-    def __init__(self, module: _Configured, call: Call, state: ModelState, compiled: Compiled) -> None:
-        self.compiled, self.kinds = compiled, call.kinds
+    def __init__(self, module: _Configured, call: Call, state: ModelState, compiled: Compiled, learns: bool) -> None:
+        self.compiled, self.kinds, self.learns = compiled, call.kinds, learns
         self.held: Held = state.held[compiled]
-        self.learns = state.learns or any(map(is_tensor_that_learns, call.flat))
         self._state, self._structure, self._guard = state, call.structure, guard_of(call.flat)
         self._options, self._version = module.options, _version(module.__dict__)
         writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)

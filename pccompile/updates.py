@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,18 @@ import torch
 
 from pccompile.derivatives import Value
 
-__all__ = ["ValueOptimizer", "compare", "infer", "learn", "negative", "relax", "scaled", "squared_norm", "total"]
+__all__ = [
+    "ValueOptimizer",
+    "adam",
+    "compare",
+    "infer",
+    "learn",
+    "negative",
+    "relax",
+    "scaled",
+    "squared_norm",
+    "total",
+]
 
 
 def total(contributions: Iterable[Value | None]) -> Value | None:
@@ -88,12 +99,25 @@ class ValueOptimizer:
         if self.kind == "momentum":
             first = direction if first is None else torch.add(direction, first, alpha=self.momentum)
             return torch.add(value, first, alpha=self.step_size), (first, None, count + 1)
-        b1, b2 = self.betas
-        first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
-        second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
-        corrected = first / (1 - b1 ** (count + 1))
-        scale = (second / (1 - b2 ** (count + 1))).sqrt() + self.epsilon
-        return value + self.step_size * corrected / scale, (first, second, count + 1)
+        return adam(self, self.step_size, value, direction, (first, second, count), torch.sqrt)
+
+
+def adam(
+    optimizer: ValueOptimizer,
+    step_size: Any,
+    value: Any,
+    direction: Any,
+    moment: tuple[Any, Any, Any],
+    square_root: Callable[[Any], Any],
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Adam's step and its state (both moments, None before the first step; steps), on whatever has arithmetic."""
+    first, second, count = moment
+    b1, b2 = optimizer.betas
+    first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
+    second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
+    corrected = first / (1 - b1 ** (count + 1))
+    scale = square_root(second / (1 - b2 ** (count + 1))) + optimizer.epsilon
+    return value + step_size * corrected / scale, (first, second, count + 1)
 
 
 def infer(

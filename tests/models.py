@@ -1,4 +1,4 @@
-"""The models that the tests compile, each with a batch: (model, inputs, target)."""
+"""The models that the tests compile, each with a batch: (model, inputs, target); and rules of every kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import pccompile
+
 BATCH, CLASSES = 6, 5
+
+RULES = {
+    "zil": pccompile.ZIL(),
+    "fixed prediction": pccompile.FixedPrediction(steps=6, step_size=0.3),
+    "fixed prediction, levelled": pccompile.FixedPrediction(steps=12, step_size=0.6, levelled=True),
+    "strict": pccompile.Strict(steps=4, step_size=0.1),
+    "strict, adam, previous errors": pccompile.Strict(
+        steps=4, step_size=0.05, optimizer="adam", learn_errors="previous"
+    ),
+    "strict, momentum, tolerance": pccompile.Strict(steps=9, step_size=0.1, optimizer="momentum", tolerance=0.02),
+}
 
 
 class Block(nn.Module):

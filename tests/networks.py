@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import pccompile
+from bench.steps.networks import GPT
 from pccompile.ir import Program
 
 
@@ -88,40 +89,8 @@ def resnet50() -> nn.Module:
     return ResNet(Bottleneck, [3, 4, 6, 3])
 
 
-class TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.c_fc, self.c_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.heads = heads
-
-    def forward(self, x):
-        batch, length, width = x.shape
-        split = [
-            p.view(batch, length, self.heads, -1).transpose(1, 2) for p in self.c_attn(self.ln_1(x)).split(width, 2)
-        ]
-        mixed = nn.functional.scaled_dot_product_attention(*split, is_causal=True)
-        x = x + self.c_proj(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.c_out(nn.functional.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
-
-
-class Transformer(nn.Module):
-    """GPT-2's shape: token and position embeddings, pre-norm blocks, a head tied to the embedding."""
-
-    def __init__(self, blocks: int = 12, width: int = 16, vocabulary: int = 50) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(8, width)
-        self.h = nn.ModuleList(TransformerBlock(width, 2) for _ in range(blocks))
-        self.ln_f = nn.LayerNorm(width)
-        self.lm_head = nn.Linear(width, vocabulary, bias=False)
-        self.lm_head.weight = self.wte.weight
-
-    def forward(self, tokens):
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
-        for block in self.h:
-            x = block(x)
-        return self.lm_head(self.ln_f(x))
+def transformer(blocks: int = 12) -> nn.Module:
+    return GPT(layers=blocks, width=16, heads=2, vocabulary=50, length=8)
 
 
 IMAGES = (2, 3, 32, 32)
@@ -131,7 +100,7 @@ TOKENS = (2, 8)
 _MADE = {
     "resnet18": (resnet18, lambda: torch.randn(IMAGES)),
     "resnet50": (resnet50, lambda: torch.randn(IMAGES)),
-    "transformer": (Transformer, lambda: torch.randint(50, TOKENS)),
+    "transformer": (transformer, lambda: torch.randint(50, TOKENS)),
 }
 
 

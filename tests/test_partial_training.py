@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pccompile
+from pccompile.backends import AtenBackend
 from pccompile.ir.grammar import Action
 
 
@@ -149,3 +150,11 @@ def test_nothing_to_train_is_the_plain_model():
     loss = pc.loss(x, y)
     assert not loss.requires_grad
     assert torch.equal(loss, F.cross_entropy(model(x), y))
+
+
+def test_nothing_to_train_is_the_plain_model_though_its_program_was_asked_for(monkeypatch):
+    model, (x, y) = deep().requires_grad_(False), batch()
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy)
+    assert not learners(pc.prepare(x, y))
+    monkeypatch.setattr(AtenBackend, "feed_forward", lambda *_: pytest.fail("the program ran"))
+    assert torch.equal(pc.loss(x, y), F.cross_entropy(model(x), y))

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 import pccompile
 from bench.operators.cases import Case
 from pccompile.errors import PCCompileError
+from pccompile.modelstate import is_tensor_that_learns
 
 __all__ = ["TOLERANCE", "Outcome", "Verdict", "judge"]
 
@@ -85,8 +86,8 @@ def _run(case: Case, compile: Callable[[nn.Module], nn.Module]) -> dict[str, Any
     left: dict[str, Any] = {f"output {index}": _detached(value) for index, value in enumerate(flat)}
     left["random state"] = torch.get_rng_state()
     left["number of outputs"] = len(flat)
-    left["differentiable outputs"] = [_learns(value) for value in flat]
-    learned = [_dense(value) for value in pytree.tree_leaves(case.differentiable(outputs)) if _learns(value)]
+    left["differentiable outputs"] = list(map(is_tensor_that_learns, flat))
+    learned = list(map(_dense, filter(is_tensor_that_learns, pytree.tree_leaves(case.differentiable(outputs)))))
     if not learned:
         raise NotApplicableError("no output requires a gradient")
     torch.manual_seed(1)
@@ -95,10 +96,6 @@ def _run(case: Case, compile: Callable[[nn.Module], nn.Module]) -> dict[str, Any
         left[f"{name} after"] = _detached(value)
         left[f"gradient of {name}"] = value.grad
     return left
-
-
-def _learns(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _dense(value: torch.Tensor) -> torch.Tensor:

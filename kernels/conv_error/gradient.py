@@ -8,17 +8,11 @@ import triton
 import triton.language as tl
 
 from pccompile.kernels.arrivals import arrives_last
-from pccompile.kernels.convolution_tiles import add, channel_columns, error_at_preactivation, image_rows
-from pccompile.kernels.tiles import tile_indices
+from pccompile.kernels.convolution_tiles import channel_columns, error_at_preactivation, image_rows
+from pccompile.kernels.reductions import sum_of
+from pccompile.kernels.tiles import tile_indices, write_tile
 
-__all__ = ["gradient_tile", "write"]
-
-
-@triton.jit
-def write(pointers, tile, mask, ACCUMULATE: tl.constexpr):
-    if ACCUMULATE:
-        tile += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    tl.store(pointers, tile.to(pointers.dtype.element_ty), mask=mask)
+__all__ = ["gradient_tile"]
 
 
 @triton.jit
@@ -135,8 +129,8 @@ def gradient_tile(
     in_slot = tl.arange(0, BLOCK_OUT)
     first = tile * splits
     if DIRECT:
-        accumulator = tl.reduce(accumulator, 1, add)[:, None]
-    bias_sum = tl.reduce(bias_accumulator, 1, add)
+        accumulator = sum_of(accumulator, 1)[:, None]
+    bias_sum = sum_of(bias_accumulator, 1)
     weight_offsets = in_slot[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]
     bias_offsets = in_slot + BLOCK_OUT * BLOCK_IN
     last = True
@@ -160,9 +154,11 @@ def gradient_tile(
                     + right * weight_gradient_strides[3]
                 )[None, :]
             )
-            write(pointers, accumulator * gain, exist[:, None] & weights_exist[None, :], ACCUMULATE_WEIGHT)
+            write_tile(pointers, accumulator * gain, exist[:, None] & weights_exist[None, :], ACCUMULATE_WEIGHT)
         if BIAS_GRADIENT:  # noqa: SIM102
             if in_tile == 0:
                 if SPLIT:
                     bias_sum = _shared_sum(partial_ptr, bias_offsets, splits, first, slot)
-                write(bias_gradient_ptr + outputs * bias_gradient_strides[0], bias_sum * gain, exist, ACCUMULATE_BIAS)
+                write_tile(
+                    bias_gradient_ptr + outputs * bias_gradient_strides[0], bias_sum * gain, exist, ACCUMULATE_BIAS
+                )

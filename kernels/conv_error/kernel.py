@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pccompile.kernels.arrivals import arrival_counters, release_lanes
 from pccompile.kernels.conv_error.configurations import Configuration, configuration_for, splits_for
-from pccompile.kernels.conv_error.gradient import gradient_tile, write
+from pccompile.kernels.conv_error.gradient import gradient_tile
 from pccompile.kernels.convolution_geometry import Geometry, strides_of, wide_images
 from pccompile.kernels.convolution_tiles import image_offsets, image_rows, parent_sum
 from pccompile.kernels.devices import (
@@ -25,7 +25,7 @@ from pccompile.kernels.devices import (
     registers_of,
 )
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.tiles import grouped_tile
+from pccompile.kernels.tiles import grouped_tile, write_tile
 
 __all__ = ["conv_error_arguments", "conv_error_kernel", "launch_conv_error"]
 
@@ -119,7 +119,7 @@ def conv_error_kernel(
                 PARENT_OUT,
             )
             inside = blocks[3] & (y < sizes[2]) & (x < sizes[3])
-            write(
+            write_tile(
                 parent_ptr + image_offsets(blocks[0], channels, y, x, parent_strides),
                 tile,
                 inside[:, None] & exist[None, :],

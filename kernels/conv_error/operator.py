@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
+from pccompile.kernels.arguments import (
+    check_alike,
+    check_device,
+    check_input_precision,
+    check_residual,
+    check_shape,
+    refusal,
+)
 from pccompile.kernels.conv_error.kernel import launch_conv_error
 from pccompile.kernels.convolution_geometry import Geometry, Pool, geometry_of, pair, pool_arguments
 from pccompile.kernels.linear_error.operator import ErrorSweep
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["conv_error", "conv_error_into"]
 
@@ -192,21 +199,13 @@ def _check(
     check_shape(name, "parent_error", parent_error, tuple(x.shape), "x's", _WEIGHT)
     check_shape(name, "weight_gradient", weight_gradient, tuple(weight.shape), _WEIGHT, _WEIGHT)
     check_shape(name, "bias_gradient", bias_gradient, (weight.shape[0],), "(out,)", _WEIGHT)
-    kind = activation_named(activation, negative_slope).residual
-    if residual is None and kind != "none":
-        raise ShapeError(
-            f"{name}: {activation} needs a residual, its {kind}", cure="pass the residual that conv_predict returned"
-        )
+    check_residual(name, residual, activation, negative_slope)
     if (argmax is not None) != (pool == "max") or (argmax is not None and argmax.dtype is not torch.int8):
         raise ShapeError(
             f"{name}: the argmax is {None if argmax is None else argmax.dtype}, and the pooling {pool!r}",
             cure="pass the argmax that conv_predict returned, int8 under a maximum and None otherwise",
         )
-    if argmax is not None and argmax.device != error.device:
-        raise ShapeError(
-            f"{name}: argmax is on {argmax.device}, but error is on {error.device}",
-            cure=f"move argmax to {error.device}",
-        )
+    check_device(name, "argmax", argmax, "error", error)
     return geometry
 
 
@@ -221,7 +220,7 @@ def _empty_outputs(
     )
 
 
-@torch.library.custom_op("pccompile::conv_error", mutates_args=())
+@custom_operator("pccompile::conv_error")
 def _conv_error(
     error: Tensor,
     residual: Tensor | None,
@@ -245,56 +244,29 @@ def _conv_error(
     convolution = (stride, padding, dilation, groups, pool, pool_window)
     geometry = _check(error, residual, argmax, x, weight, activation, *convolution, negative_slope, input_precision)
     outputs = _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
-    launch_conv_error(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        geometry,
-        activation,
-        parent_error=outputs[0] if parent_error else None,
-        weight_gradient=outputs[1] if weight_gradient else None,
-        bias_gradient=outputs[2] if bias_gradient else None,
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    if has_data(error):
+        launch_conv_error(
+            error,
+            residual,
+            argmax,
+            x,
+            weight,
+            geometry,
+            activation,
+            parent_error=outputs[0] if parent_error else None,
+            weight_gradient=outputs[1] if weight_gradient else None,
+            bias_gradient=outputs[2] if bias_gradient else None,
+            gain=gain,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )
     return outputs
-
-
-@_conv_error.register_fake
-def _(
-    error: Tensor,
-    residual: Tensor | None,
-    argmax: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
-    parent_error: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    gain: float,
-    negative_slope: float,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    convolution = (stride, padding, dilation, groups, pool, pool_window)
-    _check(error, residual, argmax, x, weight, activation, *convolution, negative_slope, input_precision)
-    return _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
 
 
 _conv_error.register_autograd(refusal("the error sweep of a convolution was differentiated"))
 
 
-@torch.library.custom_op(
-    "pccompile::conv_error_into", mutates_args=("parent_error", "weight_gradient", "bias_gradient")
-)
+@custom_operator("pccompile::conv_error_into", mutates=("parent_error", "weight_gradient", "bias_gradient"))
 def _conv_error_into(
     error: Tensor,
     residual: Tensor | None,
@@ -321,50 +293,22 @@ def _conv_error_into(
     options = (stride, padding, dilation, groups, pool, pool_window, negative_slope, input_precision)
     targets = (parent_error, weight_gradient, bias_gradient)
     geometry = _check(error, residual, argmax, x, weight, activation, *options, *targets)
-    launch_conv_error(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        geometry,
-        activation,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        accumulate_parent=accumulate_parent,
-        accumulate_weight=accumulate_weight,
-        accumulate_bias=accumulate_bias,
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
-
-
-@_conv_error_into.register_fake
-def _(
-    error: Tensor,
-    residual: Tensor | None,
-    argmax: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    parent_error: Tensor | None,
-    weight_gradient: Tensor | None,
-    bias_gradient: Tensor | None,
-    activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
-    accumulate_parent: bool,
-    accumulate_weight: bool,
-    accumulate_bias: bool,
-    gain: float,
-    negative_slope: float,
-    input_precision: str,
-) -> None:
-    options = (stride, padding, dilation, groups, pool, pool_window, negative_slope, input_precision)
-    targets = (parent_error, weight_gradient, bias_gradient)
-    _check(error, residual, argmax, x, weight, activation, *options, *targets)
+    if has_data(error):
+        launch_conv_error(
+            error,
+            residual,
+            argmax,
+            x,
+            weight,
+            geometry,
+            activation,
+            parent_error=parent_error,
+            weight_gradient=weight_gradient,
+            bias_gradient=bias_gradient,
+            accumulate_parent=accumulate_parent,
+            accumulate_weight=accumulate_weight,
+            accumulate_bias=accumulate_bias,
+            gain=gain,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )

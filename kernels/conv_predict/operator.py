@@ -23,6 +23,7 @@ from pccompile.kernels.convolution_geometry import (
     pair,
     pool_arguments,
 )
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["ConvPrediction", "conv_predict"]
 
@@ -133,7 +134,7 @@ def _empty_outputs(x: Tensor, weight: Tensor, geometry: Geometry, activation: st
     )
 
 
-@torch.library.custom_op("pccompile::conv_predict", mutates_args=())
+@custom_operator("pccompile::conv_predict")
 def _conv_predict(
     x: Tensor,
     weight: Tensor,
@@ -150,38 +151,20 @@ def _conv_predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = _geometry(x, weight, bias, stride, padding, dilation, groups, pool, pool_window, input_precision)
     output, residual, argmax = _empty_outputs(x, weight, geometry, activation)
-    launch_conv_predict(
-        x,
-        weight,
-        bias,
-        output,
-        residual if kept_residual(activation, pool) != "nothing" else None,
-        argmax if pool == "max" else None,
-        geometry,
-        activation,
-        negative_slope,
-        input_precision,
-    )
+    if has_data(x):
+        launch_conv_predict(
+            x,
+            weight,
+            bias,
+            output,
+            residual if kept_residual(activation, pool) != "nothing" else None,
+            argmax if pool == "max" else None,
+            geometry,
+            activation,
+            negative_slope,
+            input_precision,
+        )
     return output, residual, argmax
-
-
-@_conv_predict.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
-    negative_slope: float,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = _geometry(x, weight, bias, stride, padding, dilation, groups, pool, pool_window, input_precision)
-    return _empty_outputs(x, weight, geometry, activation)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

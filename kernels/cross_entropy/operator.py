@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["LossPrediction", "cross_entropy_error", "cross_entropy_predict", "error_of_loss", "predict_loss"]
 
@@ -106,11 +107,7 @@ def _check(
             f"{name}: targets is {targets.dtype}",
             cure="use indices of classes; for target probabilities use torch.nn.functional.cross_entropy",
         )
-    if targets.device != logits.device:
-        raise ShapeError(
-            f"{name}: targets is on {targets.device}, but logits is on {logits.device}",
-            cure=f"move targets to {logits.device}",
-        )
+    check_device(name, "targets", targets, "logits", logits)
     if reduction not in ("mean", "sum", "none"):
         raise UsageError(f"{name}: reduction={reduction!r}", cure='use "mean", "sum" or "none"')
     if not 0 <= label_smoothing <= 1:
@@ -157,9 +154,7 @@ def predict_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     loss, log_sum_exp, total_weight = _empty_outputs(logits, targets, reduction)
-    if (
-        logits.numel() == 0
-    ):  # as torch has it: the mean of nothing is not a number, and with no classes nothing is known
+    if logits.numel() == 0:  # as in torch: the mean of nothing is not a number; with no classes nothing is known
         total_weight.zero_()
         unknown = targets.numel() > 0 or reduction == "mean"
         return loss.fill_(torch.nan if unknown else 0.0), log_sum_exp.fill_(-torch.inf), total_weight
@@ -177,7 +172,7 @@ def predict_loss(
     return loss, log_sum_exp, total_weight
 
 
-@torch.library.custom_op("pccompile::cross_entropy_predict", mutates_args=())
+@custom_operator("pccompile::cross_entropy_predict")
 def _predict(
     logits: Tensor,
     targets: Tensor,
@@ -187,20 +182,13 @@ def _predict(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(logits, targets, class_weight, reduction, label_smoothing)
+    if not has_data(logits):
+        return _empty_outputs(logits, targets, reduction)
     return predict_loss(logits, targets, class_weight, reduction, ignore_index, label_smoothing)
 
 
-@_predict.register_fake
-def _(
-    logits: Tensor,
-    targets: Tensor,
-    class_weight: Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(logits, targets, class_weight, reduction, label_smoothing)
-    return _empty_outputs(logits, targets, reduction)
+def _empty_error(logits: Tensor) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def error_of_loss(
@@ -215,7 +203,7 @@ def error_of_loss(
     gain: float,
 ) -> Tensor:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    error = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    error = _empty_error(logits)
     if error.numel():
         rows = _two_dimensional(targets)
         each = upstream is not None and upstream.dim() > 0
@@ -234,7 +222,7 @@ def error_of_loss(
     return error
 
 
-@torch.library.custom_op("pccompile::cross_entropy_error", mutates_args=())
+@custom_operator("pccompile::cross_entropy_error")
 def _error(
     logits: Tensor,
     targets: Tensor,
@@ -247,6 +235,8 @@ def _error(
     gain: float,
 ) -> Tensor:
     _check_error(logits, targets, class_weight, log_sum_exp, upstream, label_smoothing)
+    if not has_data(logits):
+        return _empty_error(logits)
     return error_of_loss(
         logits, targets, class_weight, log_sum_exp, total_weight, upstream, ignore_index, label_smoothing, gain
     )
@@ -269,22 +259,6 @@ def _check_error(
     check_fits(name, "log_sum_exp", log_sum_exp, (targets.numel(),), "(rows,)", against=against)
     if upstream is not None and upstream.dim() > 0:
         check_fits(name, "upstream", upstream, tuple(targets.shape), "targets' shape, or none", against=against)
-
-
-@_error.register_fake
-def _(
-    logits: Tensor,
-    targets: Tensor,
-    class_weight: Tensor | None,
-    log_sum_exp: Tensor,
-    total_weight: Tensor | None,
-    upstream: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    gain: float,
-) -> Tensor:
-    _check_error(logits, targets, class_weight, log_sum_exp, upstream, label_smoothing)
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 _error.register_autograd(refusal("the error of a cross-entropy loss was differentiated"))

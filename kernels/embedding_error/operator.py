@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
 from pccompile.kernels.embedding_error.kernel import launch_embedding_error
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["embedding_error", "embedding_error_into", "table_gradient"]
 
@@ -61,11 +62,7 @@ def _check(
     check_alike(name, error=error, gradient=gradient)
     if indices.dtype not in (torch.int64, torch.int32):
         raise UsageError(f"{name}: indices is {indices.dtype}", cure="use int64 or int32")
-    if indices.device != error.device:
-        raise ShapeError(
-            f"{name}: indices is on {indices.device}, but error is on {error.device}",
-            cure=f"move indices to {error.device}",
-        )
+    check_device(name, "indices", indices, "error", error)
     check_fits(
         name, "indices", indices, tuple(error.shape[:-1]), "error's shape without columns", "error, (..., columns)"
     )
@@ -93,27 +90,21 @@ def table_gradient(error: Tensor, indices: Tensor, rows: int, padding_row: int |
     return gradient
 
 
-@torch.library.custom_op("pccompile::embedding_error", mutates_args=())
+@custom_operator("pccompile::embedding_error")
 def _embedding_error(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
-    return table_gradient(error, indices, rows, _check(error, indices, rows, padding_idx), gain)
-
-
-@_embedding_error.register_fake
-def _(error: Tensor, indices: Tensor, rows: int, padding_idx: int | None, gain: float) -> Tensor:
-    _check(error, indices, rows, padding_idx)
-    return error.new_empty(rows, error.shape[-1])
+    padding_row = _check(error, indices, rows, padding_idx)
+    if not has_data(error):
+        return error.new_empty(rows, error.shape[-1])
+    return table_gradient(error, indices, rows, padding_row, gain)
 
 
 _embedding_error.register_autograd(refusal("the gradient of an embedding was differentiated"))
 
 
-@torch.library.custom_op("pccompile::embedding_error_into", mutates_args=("gradient",))
+@custom_operator("pccompile::embedding_error_into", mutates=("gradient",))
 def _embedding_error_into(
     error: Tensor, indices: Tensor, gradient: Tensor, padding_idx: int | None, gain: float
 ) -> None:
-    _add(error, indices, gradient, _check(error, indices, gradient.shape[0], padding_idx, gradient), gain)
-
-
-@_embedding_error_into.register_fake
-def _(error: Tensor, indices: Tensor, gradient: Tensor, padding_idx: int | None, gain: float) -> None:
-    _check(error, indices, gradient.shape[0], padding_idx, gradient)
+    padding_row = _check(error, indices, gradient.shape[0], padding_idx, gradient)
+    if has_data(error):
+        _add(error, indices, gradient, padding_row, gain)

@@ -13,14 +13,10 @@ from pccompile.kernels.activations import activation_slope
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_error.configurations import Configuration, configuration_for
-from pccompile.kernels.tiles import grouped_tile, needs_wide_offsets, tile_indices
+from pccompile.kernels.reductions import sum_of
+from pccompile.kernels.tiles import grouped_tile, needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_linear_error", "linear_error_kernel"]
-
-
-@triton.jit
-def _add(a, b):
-    return a + b
 
 
 @triton.jit
@@ -33,13 +29,6 @@ def _error_at_preactivation(
         residual = tl.load(residual_ptr + residual_offsets, mask=mask, other=0.0).to(tl.float32)
         d = d * activation_slope(residual, negative_slope, ACTIVATION)
     return d
-
-
-@triton.jit
-def _write(pointers, tile, mask, ACCUMULATE: tl.constexpr):
-    if ACCUMULATE:
-        tile += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    tl.store(pointers, tile.to(pointers.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -96,7 +85,7 @@ def _parent_tile(
             d = d.to(tl.float32)
             weight = weight.to(tl.float32)
         accumulator = tl.dot(d, weight, accumulator, input_precision=INPUT_PRECISION)
-    _write(
+    write_tile(
         parent_ptr + (rows * parent_batch_stride)[:, None] + (columns * parent_in_stride)[None, :],
         accumulator,
         (rows < batch)[:, None] & (columns < in_features)[None, :],
@@ -170,7 +159,7 @@ def _gradient_tile(
                 x = x.to(tl.float32)
             accumulator = tl.dot(operand, x, accumulator, input_precision=INPUT_PRECISION)
     if WEIGHT_GRADIENT:
-        _write(
+        write_tile(
             weight_gradient_ptr
             + (outputs * weight_gradient_out_stride)[:, None]
             + (columns * weight_gradient_in_stride)[None, :],
@@ -180,9 +169,9 @@ def _gradient_tile(
         )
     if BIAS_GRADIENT:  # noqa: SIM102 (a constant, and a value of the running program)
         if in_tile == 0:
-            _write(
+            write_tile(
                 bias_gradient_ptr + outputs * bias_gradient_stride,
-                tl.reduce(bias_accumulator, 1, _add) * gain,
+                sum_of(bias_accumulator, 1) * gain,
                 outputs < out_features,
                 ACCUMULATE_BIAS,
             )

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal, rows_of
+from pccompile.kernels.arguments import (
+    check_alike,
+    check_input_precision,
+    check_residual,
+    check_shape,
+    refusal,
+    rows_of,
+)
 from pccompile.kernels.linear_error.kernel import launch_linear_error
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["ErrorSweep", "linear_error", "linear_error_into"]
 
@@ -181,11 +188,7 @@ def _check(
     check_shape(name, "parent_error", parent_error, (batch, in_features), "(batch, in)")
     check_shape(name, "weight_gradient", weight_gradient, (out, in_features), "(out, in)")
     check_shape(name, "bias_gradient", bias_gradient, (out,), "(out,)")
-    kind = activation_named(activation, negative_slope).residual
-    if residual is None and kind != "none":
-        raise ShapeError(
-            f"{name}: {activation} needs a residual, its {kind}", cure="pass the residual that linear_predict returned"
-        )
+    check_residual(name, residual, activation, negative_slope)
 
 
 def _empty_outputs(
@@ -199,7 +202,7 @@ def _empty_outputs(
     )
 
 
-@torch.library.custom_op("pccompile::linear_error", mutates_args=())
+@custom_operator("pccompile::linear_error")
 def _linear_error(
     error: Tensor,
     residual: Tensor | None,
@@ -215,46 +218,27 @@ def _linear_error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(error, residual, x, weight, activation, negative_slope, input_precision)
     outputs = _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
-    launch_linear_error(
-        error,
-        residual,
-        x,
-        weight,
-        activation,
-        parent_error=outputs[0] if parent_error else None,
-        weight_gradient=outputs[1] if weight_gradient else None,
-        bias_gradient=outputs[2] if bias_gradient else None,
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    if has_data(error):
+        launch_linear_error(
+            error,
+            residual,
+            x,
+            weight,
+            activation,
+            parent_error=outputs[0] if parent_error else None,
+            weight_gradient=outputs[1] if weight_gradient else None,
+            bias_gradient=outputs[2] if bias_gradient else None,
+            gain=gain,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )
     return outputs
-
-
-@_linear_error.register_fake
-def _(
-    error: Tensor,
-    residual: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    activation: str,
-    parent_error: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    gain: float,
-    negative_slope: float,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(error, residual, x, weight, activation, negative_slope, input_precision)
-    return _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
 
 
 _linear_error.register_autograd(refusal("the error sweep of a linear layer was differentiated"))
 
 
-@torch.library.custom_op(
-    "pccompile::linear_error_into", mutates_args=("parent_error", "weight_gradient", "bias_gradient")
-)
+@custom_operator("pccompile::linear_error_into", mutates=("parent_error", "weight_gradient", "bias_gradient"))
 def _linear_error_into(
     error: Tensor,
     residual: Tensor | None,
@@ -273,40 +257,20 @@ def _linear_error_into(
 ) -> None:
     targets = (parent_error, weight_gradient, bias_gradient)
     _check(error, residual, x, weight, activation, negative_slope, input_precision, *targets)
-    launch_linear_error(
-        error,
-        residual,
-        x,
-        weight,
-        activation,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        accumulate_parent=accumulate_parent,
-        accumulate_weight=accumulate_weight,
-        accumulate_bias=accumulate_bias,
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
-
-
-@_linear_error_into.register_fake
-def _(
-    error: Tensor,
-    residual: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    parent_error: Tensor | None,
-    weight_gradient: Tensor | None,
-    bias_gradient: Tensor | None,
-    activation: str,
-    accumulate_parent: bool,
-    accumulate_weight: bool,
-    accumulate_bias: bool,
-    gain: float,
-    negative_slope: float,
-    input_precision: str,
-) -> None:
-    targets = (parent_error, weight_gradient, bias_gradient)
-    _check(error, residual, x, weight, activation, negative_slope, input_precision, *targets)
+    if has_data(error):
+        launch_linear_error(
+            error,
+            residual,
+            x,
+            weight,
+            activation,
+            parent_error=parent_error,
+            weight_gradient=weight_gradient,
+            bias_gradient=bias_gradient,
+            accumulate_parent=accumulate_parent,
+            accumulate_weight=accumulate_weight,
+            accumulate_bias=accumulate_bias,
+            gain=gain,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )

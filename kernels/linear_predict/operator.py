@@ -14,6 +14,7 @@ from pccompile.kernels.activations import activation_named
 from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, rows_of
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.kernel import launch_linear_predict
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["Prediction", "linear_predict", "predict_rows"]
 
@@ -98,20 +99,14 @@ def predict_rows(
     return prediction, preactivation
 
 
-@torch.library.custom_op("pccompile::linear_predict", mutates_args=())
+@custom_operator("pccompile::linear_predict")
 def _linear_predict(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, input_precision: str
 ) -> tuple[Tensor, Tensor]:
     _check(x, weight, bias, input_precision)
+    if not has_data(x):
+        return _empty_outputs(x, weight, activation)
     return predict_rows(x, weight, bias, activation, negative_slope, input_precision)
-
-
-@_linear_predict.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float, input_precision: str
-) -> tuple[Tensor, Tensor]:
-    _check(x, weight, bias, input_precision)
-    return _empty_outputs(x, weight, activation)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

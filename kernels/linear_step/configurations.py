@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.kernels.devices import Architecture, launch_options
+from pccompile.kernels.devices import Architecture
 
 __all__ = ["CONFIGURATIONS", "Configuration"]
 
@@ -24,7 +24,6 @@ class Configuration:
         block_sum: terms summed per iteration of a wider layer's products.
         warps: warps (wavefronts) per program.
         stages: depth of the software pipelines.
-        registers: how many a thread may use; None leaves it to the compiler.
     """
 
     block_batch: int
@@ -35,13 +34,6 @@ class Configuration:
     block_sum: int
     warps: int
     stages: int
-    registers: int | None = 255
-
-    @property
-    def options(self) -> dict[str, int]:
-        """The launch options."""
-        options: dict[str, int] = launch_options(self.warps, self.stages, self.registers)
-        return options
 
 
 CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
@@ -61,11 +53,9 @@ CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
         "ieee": Configuration(32, 64, 32, 32, 32, 16, 8, 2),
     },
     "gfx942": {
-        "half": Configuration(32, 128, 32, 64, 64, 32, 8, 2, None),
-        "tf32": Configuration(32, 64, 32, 64, 64, 32, 8, 2, None),
-        "ieee": Configuration(32, 64, 32, 64, 64, 32, 8, 2, None),
+        "half": Configuration(32, 128, 32, 64, 64, 32, 8, 2),
+        "tf32": Configuration(32, 64, 32, 64, 64, 32, 8, 2),
+        "ieee": Configuration(32, 64, 32, 64, 64, 32, 8, 2),
     },
-    "interpreter": {
-        precision: Configuration(32, 32, 16, 32, 32, 32, 1, 1, None) for precision in ("half", "tf32", "ieee")
-    },
+    "interpreter": {precision: Configuration(32, 32, 16, 32, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
 }

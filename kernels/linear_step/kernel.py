@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS, activate, activation_slope
-from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
 from pccompile.kernels.products import product_tile
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_linear_step", "linear_step_kernel"]
 
@@ -57,9 +57,7 @@ def _compare(
 def _add_drive(drive, tile, rows, columns, batch, width, ACCUMULATE: tl.constexpr):
     place = drive[0] + (rows * drive[1])[:, None] + (columns * drive[2])[None, :]
     mask = (rows < batch)[:, None] & (columns < width)[None, :]
-    if ACCUMULATE:
-        tile += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(place, tile.to(drive[0].dtype.element_ty), mask=mask)
+    write_tile(place, tile, mask, ACCUMULATE)
 
 
 @triton.jit
@@ -245,5 +243,5 @@ def launch_linear_step(
             BLOCK_OUT=chosen.narrow_out if narrow else chosen.block_out,
             BLOCK_IN=max(triton.next_power_of_2(in_features), _LEAST) if narrow else chosen.block_in,
             BLOCK_SUM=chosen.block_sum,
-            **chosen.options,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
         )

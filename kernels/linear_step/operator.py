@@ -13,6 +13,7 @@ from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
 from pccompile.kernels.linear_step.kernel import launch_linear_step
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["LayerStep", "linear_step", "linear_step_into"]
 
@@ -133,7 +134,7 @@ def _empty_outputs(value: Tensor, x: Tensor, prediction: bool) -> tuple[Tensor, 
     return value.new_empty(value.shape), x.new_empty(x.shape), value.new_empty(value.shape if prediction else (0, 0))
 
 
-@torch.library.custom_op("pccompile::linear_step", mutates_args=())
+@custom_operator("pccompile::linear_step")
 def _linear_step(
     value: Tensor,
     x: Tensor,
@@ -146,40 +147,26 @@ def _linear_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(value, x, weight, bias, activation, negative_slope, input_precision)
     error, drive, kept = _empty_outputs(value, x, prediction)
-    launch_linear_step(
-        value,
-        x,
-        weight,
-        bias,
-        error,
-        drive,
-        kept if prediction else None,
-        activation,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    if has_data(value):
+        launch_linear_step(
+            value,
+            x,
+            weight,
+            bias,
+            error,
+            drive,
+            kept if prediction else None,
+            activation,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )
     return error, drive, kept
-
-
-@_linear_step.register_fake
-def _(
-    value: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    prediction: bool,
-    negative_slope: float,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(value, x, weight, bias, activation, negative_slope, input_precision)
-    return _empty_outputs(value, x, prediction)
 
 
 _linear_step.register_autograd(refusal("a step of strict inference was differentiated"))
 
 
-@torch.library.custom_op("pccompile::linear_step_into", mutates_args=("error", "drive"))
+@custom_operator("pccompile::linear_step_into", mutates=("error", "drive"))
 def _linear_step_into(
     value: Tensor,
     x: Tensor,
@@ -193,32 +180,17 @@ def _linear_step_into(
     input_precision: str,
 ) -> None:
     _check(value, x, weight, bias, activation, negative_slope, input_precision, error, drive)
-    launch_linear_step(
-        value,
-        x,
-        weight,
-        bias,
-        error,
-        drive,
-        None,
-        activation,
-        accumulate=accumulate,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
-
-
-@_linear_step_into.register_fake
-def _(
-    value: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    error: Tensor,
-    drive: Tensor,
-    activation: str,
-    accumulate: bool,
-    negative_slope: float,
-    input_precision: str,
-) -> None:
-    _check(value, x, weight, bias, activation, negative_slope, input_precision, error, drive)
+    if has_data(value):
+        launch_linear_step(
+            value,
+            x,
+            weight,
+            bias,
+            error,
+            drive,
+            None,
+            activation,
+            accumulate=accumulate,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter
 
-from pccompile.errors import Place, ShapeError, UsageError
-from pccompile.kernels.arguments import refusal
+from pccompile.errors import Place, UsageError
+from pccompile.kernels.arguments import check_device, refusal
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
 from pccompile.kernels.pointwise.kernel import launch_pointwise
 from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
@@ -105,32 +106,25 @@ def _run(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
+def _empty_outputs(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
+    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+
+
 def _check(inputs: list[Tensor], known: Pointwise) -> None:
     expected = sum(node.op == "placeholder" for node in known.graph.nodes)
     if len(inputs) != expected or not inputs:
         raise UsageError(f"pointwise: {len(inputs)} inputs", cure=f"the graph has {expected} placeholders")
     for index, tensor in enumerate(inputs):
-        if tensor.device != inputs[0].device:
-            raise ShapeError(
-                f"pointwise: input {index} is on {tensor.device}, but input 0 is on {inputs[0].device}",
-                cure=f"move it to {inputs[0].device}",
-            )
+        check_device("pointwise", f"input {index}", tensor, "input 0", inputs[0])
 
 
-@torch.library.custom_op("pccompile::pointwise", mutates_args=())
+@custom_operator("pccompile::pointwise")
 def _pointwise(inputs: list[Tensor], graph: str) -> list[Tensor]:
     known = _KNOWN[graph]
     _check(inputs, known)
-    return _run(known, inputs)
-
-
-@_pointwise.register_fake
-def _(inputs: list[Tensor], graph: str) -> list[Tensor]:
-    known = _KNOWN[graph]
-    _check(inputs, known)
-    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
-    results = results if isinstance(results, (tuple, list)) else (results,)
-    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+    return _run(known, inputs) if has_data(inputs[0]) else _empty_outputs(known, inputs)
 
 
 _pointwise.register_autograd(refusal("a generated pointwise kernel was differentiated"))

@@ -14,7 +14,7 @@ from pccompile.kernels.devices import architecture_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.row_norm.configurations import GROUP, Configuration, configuration_for, programs_for
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_row_norm_error", "row_norm_error_kernel"]
 
@@ -51,9 +51,7 @@ def _write_parent(parent_row, column, inner, normal, along, shift, rstd, stride,
     """A tile of rstd * (inner - normal * along - shift), `along` and `shift` being the row's means."""
     pointers = parent_row[:, None] + (column * stride)[None, :]
     parent = rstd[:, None] * (inner - normal * along[:, None] - shift[:, None])
-    if ACCUMULATE:
-        parent += tl.load(pointers, mask=within, other=0.0).to(tl.float32)
-    tl.store(pointers, parent.to(parent_row.dtype.element_ty), mask=within)
+    write_tile(pointers, parent, within, ACCUMULATE)
 
 
 @triton.jit
@@ -73,9 +71,7 @@ def _fold_gradient(
         column = tile_indices(run, BLOCK, False)
         inside = column < columns
         total = gain * fold_rows(partial_ptr, columns, column, inside, count, ROWS, BLOCK)
-        if ACCUMULATE:
-            total += tl.load(target_ptr + column * target_stride, mask=inside, other=0.0).to(tl.float32)
-        tl.store(target_ptr + column * target_stride, total.to(target_ptr.dtype.element_ty), mask=inside)
+        write_tile(target_ptr + column * target_stride, total, inside, ACCUMULATE)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError
 from pccompile.kernels.arguments import check_alike, check_fits, refusal, rows_of
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.results import Target, result_for
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
@@ -291,20 +292,14 @@ def sweep_norm(
     return parent_error, d_weight, d_bias
 
 
-@torch.library.custom_op("pccompile::row_norm_predict", mutates_args=())
+@custom_operator("pccompile::row_norm_predict")
 def _predict(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight, bias)
+    if not has_data(x):
+        return _empty_prediction(x, centred)
     return predict_norm(x, weight, bias, eps, centred)
-
-
-@_predict.register_fake
-def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, bias)
-    return _empty_prediction(x, centred)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -334,7 +329,7 @@ def _backward(ctx: Any, error: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 _predict.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("pccompile::row_norm_error", mutates_args=())
+@custom_operator("pccompile::row_norm_error")
 def _error(
     error: Tensor,
     x: Tensor,
@@ -348,42 +343,25 @@ def _error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, x, weight, mean, rstd)
     outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
-    launch_row_norm_error(
-        rows_of(error),
-        rows_of(x),
-        weight,
-        mean,
-        rstd,
-        parent_error=rows_of(outputs[0]) if parent_error else None,
-        weight_gradient=outputs[1] if weight_gradient else None,
-        bias_gradient=outputs[2] if bias_gradient else None,
-        gain=gain,
-    )
+    if has_data(error):
+        launch_row_norm_error(
+            rows_of(error),
+            rows_of(x),
+            weight,
+            mean,
+            rstd,
+            parent_error=rows_of(outputs[0]) if parent_error else None,
+            weight_gradient=outputs[1] if weight_gradient else None,
+            bias_gradient=outputs[2] if bias_gradient else None,
+            gain=gain,
+        )
     return outputs
-
-
-@_error.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
-    parent_error: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    gain: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, x, weight, mean, rstd)
-    return _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
 
 
 _error.register_autograd(refusal("the error sweep of a normalisation was differentiated"))
 
 
-@torch.library.custom_op(
-    "pccompile::row_norm_error_into", mutates_args=("parent_error", "weight_gradient", "bias_gradient")
-)
+@custom_operator("pccompile::row_norm_error_into", mutates=("parent_error", "weight_gradient", "bias_gradient"))
 def _error_into(
     error: Tensor,
     x: Tensor,
@@ -399,41 +377,24 @@ def _error_into(
     gain: float,
 ) -> None:
     _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
-    launch_row_norm_error(
-        error,
-        x,
-        weight,
-        mean,
-        rstd,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        accumulate_parent=accumulate_parent,
-        accumulate_weight=accumulate_weight,
-        accumulate_bias=accumulate_bias,
-        gain=gain,
-    )
+    if has_data(error):
+        launch_row_norm_error(
+            error,
+            x,
+            weight,
+            mean,
+            rstd,
+            parent_error=parent_error,
+            weight_gradient=weight_gradient,
+            bias_gradient=bias_gradient,
+            accumulate_parent=accumulate_parent,
+            accumulate_weight=accumulate_weight,
+            accumulate_bias=accumulate_bias,
+            gain=gain,
+        )
 
 
 def _check_error_into(error: Tensor, x: Tensor, *rest: Any) -> None:
     if x.dim() != 2:
         raise ShapeError(f"row_norm_error_into: x has shape {tuple(x.shape)}", cure="x is (rows, columns): reshape it")
     _check_error(error, x, *rest)
-
-
-@_error_into.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
-    parent_error: Tensor | None,
-    weight_gradient: Tensor | None,
-    bias_gradient: Tensor | None,
-    accumulate_parent: bool,
-    accumulate_weight: bool,
-    accumulate_bias: bool,
-    gain: float,
-) -> None:
-    _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)

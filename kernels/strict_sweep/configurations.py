@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.kernels.devices import PROCESSORS, Architecture, launch_options
+from pccompile.kernels.devices import PROCESSORS, Architecture
 
 __all__ = ["CONFIGURATIONS", "GRADIENTS", "Configuration", "GradientConfiguration", "configuration_for"]
 
@@ -22,7 +22,6 @@ class Configuration:
         block_sum: terms of a product summed per iteration.
         warps: warps (wavefronts) per program.
         stages: depth of the software pipelines.
-        registers: how many a thread may use; None leaves it to the compiler.
     """
 
     block_batch: int
@@ -30,13 +29,6 @@ class Configuration:
     block_sum: int
     warps: int
     stages: int
-    registers: int | None = 255
-
-    @property
-    def options(self) -> dict[str, int]:
-        """The launch options."""
-        options: dict[str, int] = launch_options(self.warps, self.stages, self.registers)
-        return options
 
 
 @dataclass(frozen=True)
@@ -74,13 +66,11 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         "ieee": {"tall": Configuration(32, 32, 16, 8, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {
-        "half": {"tall": Configuration(32, 64, 64, 4, 2, None), "flat": Configuration(16, 64, 64, 4, 2, None)},
-        "tf32": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
-        "ieee": {"tall": Configuration(32, 64, 32, 4, 2, None), "flat": Configuration(16, 64, 32, 4, 2, None)},
+        "half": {"tall": Configuration(32, 64, 64, 4, 2), "flat": Configuration(16, 64, 64, 4, 2)},
+        "tf32": {"tall": Configuration(32, 64, 32, 4, 2), "flat": Configuration(16, 64, 32, 4, 2)},
+        "ieee": {"tall": Configuration(32, 64, 32, 4, 2), "flat": Configuration(16, 64, 32, 4, 2)},
     },
-    "interpreter": {
-        precision: {"tall": Configuration(32, 32, 32, 1, 1, None)} for precision in ("half", "tf32", "ieee")
-    },
+    "interpreter": {precision: {"tall": Configuration(32, 32, 32, 1, 1)} for precision in ("half", "tf32", "ieee")},
 }
 
 GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {

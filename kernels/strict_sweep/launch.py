@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS
-from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.strict_sweep.configurations import GRADIENTS, Configuration, configuration_for
 from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
@@ -131,6 +131,7 @@ def launch_strict_sweep(
     chosen = configuration or configuration_for(architecture, precision, batch)
     moves = settings.free_output or layers > 1
     plan = plan_of(x, target, chain, settings, buffers, chosen)
+    options = launch_options(chosen.warps, chosen.stages, registers_of(architecture))
     # Where nothing moves, no step changes anything: what the feed-forward pass leaves is what Learn reads.
     steps = settings.steps if moves else 0
     arguments = (
@@ -158,9 +159,9 @@ def launch_strict_sweep(
     )
     with torch.cuda.device_of(x):
         if form == "half_steps":
-            _launch_half_steps(arguments, scalars, steps, chain, plan, chosen, programs)
+            _launch_half_steps(arguments, scalars, steps, chain, plan, options, programs)
         else:
-            _launch_whole(arguments, scalars, chain, plan, chosen, form, programs)
+            _launch_whole(arguments, scalars, chain, plan, options, form, programs)
     if buffers.energies.numel() and not moves:
         buffers.energies[1:] = buffers.energies[0]
 
@@ -201,20 +202,19 @@ def _launch_whole(
     scalars: tuple[Any, ...],
     chain: Chain,
     plan: Plan,
-    configuration: Configuration,
+    options: dict[str, int],
     form: Form,
     most: int | None,
 ) -> None:
     cooperative = form == "cooperative"
     x = arguments[0]
     programs = triton.cdiv(x.shape[0], plan.block_batch)
-    options: dict[str, Any] = configuration.options
     if cooperative:
         # One program per multiprocessor is always resident; more would need the compiled kernel's occupancy.
         tiles = programs * sum(triton.cdiv(width, plan.block_out) for width in chain.widths)
         programs = min(tiles, most or torch.cuda.get_device_properties(x.device).multi_processor_count)
         if not interpreted():
-            options["launch_cooperative_grid"] = True
+            options = {**options, "launch_cooperative_grid": True}
     counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
     _launch(
         "strict_sweep",
@@ -235,7 +235,7 @@ def _launch_half_steps(
     steps: int,
     chain: Chain,
     plan: Plan,
-    configuration: Configuration,
+    options: dict[str, int],
     most: int | None,
 ) -> None:
     row_tiles = triton.cdiv(arguments[0].shape[0], plan.block_batch)
@@ -253,7 +253,7 @@ def _launch_half_steps(
                 step,
                 PLAN=plan,
                 PHASE=phase,
-                **configuration.options,
+                **options,
             )
 
     moving = len(tiles) if plan.free_output else len(tiles) - 1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pccompile.kernels.arguments import refusal
 from pccompile.kernels.devices import architecture_of, interpreted, precision_of
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.strict_sweep.arguments import check_chain, check_gradients, check_sweep
 from pccompile.kernels.strict_sweep.choice import fastest_form, likely_form
 from pccompile.kernels.strict_sweep.configurations import configuration_for
@@ -219,7 +220,7 @@ def _chosen_form(form: str, x: Tensor, target: Tensor, chain: Chain, settings: S
     )
 
 
-@torch.library.custom_op("pccompile::strict_sweep", mutates_args=())
+@custom_operator("pccompile::strict_sweep")
 def _strict_sweep(
     x: Tensor,
     target: Tensor,
@@ -258,38 +259,12 @@ def _strict_sweep(
     check_chain("strict_sweep", x, chain.weights, chain.biases, chain.activations, negative_slope)
     check_sweep("strict_sweep", x, target, weights, settings, form)
     buffers = _buffers(x, weights, settings)
-    launch_strict_sweep(x, target, chain, settings, buffers, _chosen_form(form, x, target, chain, settings))
+    if has_data(x):
+        launch_strict_sweep(x, target, chain, settings, buffers, _chosen_form(form, x, target, chain, settings))
     return buffers.values, buffers.errors, buffers.drives, buffers.energies
 
 
-@_strict_sweep.register_fake
-def _(
-    x: Tensor,
-    target: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activations: str,
-    loss: str,
-    free_output: bool,
-    learn_errors: str,
-    record: bool,
-    steps: int,
-    step_size: float,
-    momentum: float,
-    loss_factor: float,
-    ignore_index: int,
-    negative_slope: float,
-    input_precision: str,
-    form: str,
-    averaged: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_chain("strict_sweep", x, weights, biases, activations.split(","), negative_slope)
-    columns = Layout.of([weight.shape for weight in weights], free_output).columns
-    buffers = empty_buffers(x, columns, steps, momentum != 0, record, learn_errors == "previous")
-    return buffers.values, buffers.errors, buffers.drives, buffers.energies
-
-
-@torch.library.custom_op("pccompile::chain_gradients", mutates_args=())
+@custom_operator("pccompile::chain_gradients")
 def _chain_gradients(
     x: Tensor,
     values: Tensor,
@@ -303,22 +278,9 @@ def _chain_gradients(
     nothing = ("identity",) * len(weights)
     chain = Chain(tuple(weights), (None,) * len(weights), nothing)
     gradients = x.new_empty(Layout.of([weight.shape for weight in weights]).gradients)
-    launch_chain_gradients(x, values, drives, chain, gradients, factor, upstream, input_precision)
+    if has_data(x):
+        launch_chain_gradients(x, values, drives, chain, gradients, factor, upstream, input_precision)
     return gradients
-
-
-@_chain_gradients.register_fake
-def _(
-    x: Tensor,
-    values: Tensor,
-    drives: Tensor,
-    weights: Sequence[Tensor],
-    factor: float,
-    upstream: Tensor | None,
-    input_precision: str,
-) -> Tensor:
-    check_gradients("chain_gradients", x, values, drives, weights, upstream, input_precision)
-    return x.new_empty(Layout.of([weight.shape for weight in weights]).gradients)
 
 
 _refuse = refusal("a strict sweep of linear layers was differentiated")

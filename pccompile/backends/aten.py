@@ -2,263 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
-from weakref import ref
 
 import torch
-from torch import fx
 
-from pccompile.backends.cudagraph import Recorder, Replayed, copies, recorder_of
+from pccompile.backends.cudagraph import Recorder, copies, recorder_of
 from pccompile.backends.eager import EagerBackend
-from pccompile.backends.report import Row, rows_of
+from pccompile.backends.executables import Compile, Together, as_it_is
+from pccompile.backends.plan import FlatState, Plan, Stage, Sweep, keys_of, mask_of
+from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State, energy, value_optimizer
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import ProgramError, UsageError
 from pccompile.ir.grammar import Action, Kind, Program
 from pccompile.lowering import Lowered, Quantity, lower, results_of
-from pccompile.lowering.direct import direct
-from pccompile.lowering.expand import Expansion, FlatPiece, Key
+from pccompile.lowering.expand import Expansion, FlatPiece
 from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
 from pccompile.updates import negative
 
-__all__ = ["AtenBackend", "Compile", "Executable", "FlatState", "Together", "as_it_is", "python_of"]
+__all__ = ["AtenBackend"]
 
 logger = logging.getLogger("pccompile")
-
-
-@dataclass(frozen=True)
-class Executable:
-    """A flat graph made ready.
-
-    Attributes:
-        call: from the list of inputs, which it empties, to the outputs.
-        code: its source.
-        runs: what runs its operators, "aten" or "inductor".
-        choices: the vertices for which there was a choice, and what was chosen; the operators of these rows are told
-            apart in the graph by "chosen" in their meta.
-        graph: the graph with those choices made; None where there were none.
-    """
-
-    call: Callable[[list[Any]], Any]
-    code: str
-    runs: str = "aten"
-    choices: tuple[Row, ...] = ()
-    graph: fx.Graph | None = None
-
-    def rows(self, piece: FlatPiece) -> list[Row]:
-        """What runs each vertex."""
-        if self.graph is None:
-            return rows_of(piece.module.graph, self.runs, f"{self.runs} operators")
-        return [*self.choices, *rows_of(self.graph, self.runs, "no kernel takes them")]
-
-
-Compile = Callable[[FlatPiece], Executable]
-Together = Callable[[Sequence[FlatPiece]], list[FlatPiece]]
-
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
-
-
-def as_it_is(piece: FlatPiece) -> Executable:
-    """Run a flat graph's own Python."""
-    graph = copy.deepcopy(piece.module.graph)
-    carried = set(piece.inputs) & set(piece.outputs) if piece.loop else set()
-    direct(graph, [node for node in graph.find_nodes(op="placeholder") if node.target in carried])
-    graph.lint()
-    module = fx.GraphModule({}, graph, piece.name)
-    return Executable(module.forward, python_of(module, piece.name))
-
-
-def python_of(module: fx.GraphModule, name: str) -> str:
-    """A flat graph as a Python function of that name; kernels go by their own."""
-    code: str = module.code.strip().replace("def forward(", f"def {name}(", 1)
-    calls = (node for node in module.graph.nodes if node.op == "call_function" and "kernel" in node.meta)
-    for function in {node.target for node in calls}:
-        prefix = str(getattr(function, "__module__", "")).replace(".", "_")
-        code = code.replace(f"{prefix}_{function.__name__}", function.__name__)
-    return code
-
-
-@dataclass
-class _Stage:
-    """A piece that runs.
-
-    Attributes:
-        executable: takes the tensors of `piece.inputs` and gives those of `piece.outputs`.
-        places: where every quantity is that is up to date after it, beside gradients.
-        last_reads: the inputs that nothing after this stage reads.
-    """
-
-    piece: FlatPiece
-    executable: Executable
-    places: dict[Quantity, tuple[Any, ...] | None]
-    last_reads: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        piece, self._call = self.piece, self.executable.call
-        self._replayed: Replayed | None = None
-        self._given = _getter(piece.inputs)
-        self.gradients = {
-            name: parts[0]
-            for (kind, name), parts in piece.results.items()
-            if kind == "gradient" and parts is not None and isinstance(parts[0], Key)
-        }
-
-    def run(self, tensors: dict[str, Any], release: bool, recorder: Recorder | None = None, times: int = 1) -> None:
-        """Bring the tensors up to date.
-
-        Args:
-            tensors: by key.
-            release: let those go, while it runs, that nothing reads afterwards.
-            recorder: records what is launched, and replays it.
-            times: how often a loop's body runs.
-        """
-        given = list(self._given(tensors))
-        if release:
-            for key in self.last_reads:
-                del tensors[key]
-        call = self._call
-        if recorder is not None:
-            given.append(times)
-            call = self._replayed = self._replayed or Replayed(self._repeated, recorder)
-        enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
-        try:
-            with _BelowAutograd():
-                found = call(given)
-        finally:
-            torch._C._set_grad_enabled(enabled)
-        tensors.update(zip(self.piece.outputs, found, strict=True))
-
-    def _repeated(self, given: list[Any]) -> tuple[Any, ...]:
-        """What it brings up to date after as many runs as the last input says."""
-        times: int = given.pop()
-        if times == 1:
-            found: tuple[Any, ...] = self._call(given)
-            return found
-        tensors = dict(zip(self.piece.inputs, given, strict=True))
-        given.clear()
-        for _ in range(times):
-            tensors.update(zip(self.piece.outputs, self._call(list(self._given(tensors))), strict=True))
-        return tuple(tensors[key] for key in self.piece.outputs)
-
-
-class FlatState(State):
-    """The quantities of a run, read from its tensors when somebody asks.
-
-    Attributes:
-        plan: what wrote the tensors.
-        tensors: by key.
-        places: the parts of each quantity: keys, and what is no tensor itself.
-        recorder: what recorded how the tensors came about, and will write into them again.
-        shown: what is read in their stead.
-    """
-
-    def __init__(
-        self,
-        plan: _Plan,
-        tensors: dict[str, Any],
-        places: Mapping[Quantity, tuple[Any, ...] | None],
-        recorder: Recorder | None = None,
-    ) -> None:
-        super().__init__()
-        self.plan, self.tensors, self.places, self.recorder = plan, tensors, places, recorder
-        self.shown = tensors
-
-    def __missing__(self, quantity: Quantity) -> tuple[Any, ...] | None:
-        parts = self.places[quantity]
-        return None if parts is None else tuple([self.shown[p] if isinstance(p, Key) else p for p in parts])
-
-    def copied(self) -> FlatState:
-        """The same state, for a run that leaves this one as it is."""
-        return FlatState(self.plan, dict(self.tensors), self.places, self.recorder)
-
-    def show_copies(self) -> None:
-        """Read copies of what is there now."""
-        keys = [key for key in _keys_of(self.places.values()) if isinstance(self.tensors[key], torch.Tensor)]
-        self.shown = {**self.tensors, **dict(zip(keys, copies([self.tensors[key] for key in keys]), strict=True))}
-
-    def get(self, quantity: Quantity, default: Any = None) -> Any:
-        return self[quantity] if quantity in self.places else super().get(quantity, default)
-
-
-def _getter(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """Reads several keys of a mapping at once."""
-    if len(keys) > 1:
-        return itemgetter(*keys)
-    return lambda mapping: tuple(mapping[key] for key in keys)
-
-
-@dataclass
-class _Plan:
-    """A program written out for inputs of one kind.
-
-    Attributes:
-        recorder: what can record the launches of its stages; None where nothing can.
-    """
-
-    expansion: Expansion
-    prediction: _Stage
-    sweeps: dict[Hashable, _Sweep]
-    recorder: Recorder | None
-
-    def __post_init__(self) -> None:
-        self.scalars = self.expansion.scalars
-        self._recorded: Callable[[], FlatState | None] = lambda: None
-        self._keys = tuple(self.expansion.keys.values())
-        self._given = _getter(tuple(self.expansion.keys))
-
-    def tensors(self, clamped: Mapping[str, Value]) -> dict[str, Any]:
-        """The values of the clamped vertices, which have one component each, by key."""
-        return dict(zip(self._keys, chain.from_iterable(self._given(clamped)), strict=True))
-
-    def free_recorder(self) -> Recorder | None:
-        """What records its launches, unless another run's tensors are still to be read where they were recorded."""
-        return self.recorder if self._recorded() is None else None
-
-    def state(self, tensors: dict[str, Any], recorder: Recorder | None) -> FlatState:
-        """The state after the prediction."""
-        state = FlatState(self, tensors, self.prediction.places, recorder)
-        if recorder is not None:
-            state.show_copies()
-            self._recorded = ref(state)
-        return state
-
-    def finish(self, state: FlatState) -> None:
-        """Nothing will be read of a state any more."""
-        if self._recorded() is state:
-            self._recorded = lambda: None
-
-    @property
-    def stages(self) -> list[_Stage]:
-        """Everything that runs, in order, one error sweep after the other."""
-        return [self.prediction, *(stage for sweep in self.sweeps.values() for stage in sweep.stages)]
-
-
-@dataclass
-class _Sweep:
-    """The error sweep for a set of outputs that have an error: where each error goes, and the layout it must have."""
-
-    stages: list[_Stage]
-    keys: dict[str, tuple[str | None, ...]]
-    layouts: dict[str, tuple[Any, ...]]
-
-    def __post_init__(self) -> None:
-        self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}
-
-    def enter(self, errors: Mapping[str, Value]) -> dict[str, torch.Tensor]:
-        """The errors by key."""
-        found: dict[str, torch.Tensor] = {}
-        for name, parts in errors.items():
-            for key, part, like in zip(self.keys[name], parts, self.layouts[name], strict=True):
-                if key is not None:
-                    found[key] = part if part.stride() == like.stride() else _laid_out(part, like)
-        return found
 
 
 class AtenBackend:
@@ -287,8 +54,8 @@ class AtenBackend:
         self.needed = results_of(program)
         self.loops = any(piece.loop for piece in self.lowered.error_sweep)
         self.eager: EagerBackend | None = None
-        self.plans: dict[Hashable, _Plan | None] = {}
-        self.latest: _Plan | None = None
+        self.plans: dict[Hashable, Plan | None] = {}
+        self.latest: Plan | None = None
         self.fragments: dict[Hashable, Fragment] = {} if fragments is None else fragments
 
     @property
@@ -355,41 +122,40 @@ class AtenBackend:
             plan.finish(state)
         return {name: (gradient,) for name, gradient in found.items()}
 
-    def _run(self, run: Run, stage: _Stage, state: FlatState, keep: bool) -> None:
-        piece, release = stage.piece, not (keep or state.recorder)
-        if not piece.loop:
-            stage.run(state.tensors, release, state.recorder)
-            self._after_step(run, stage, state)
-            return
-        span = piece.span
-        times = span.stop.at(run.rule.steps) - span.start.at(run.rule.steps)
+    def _run(self, run: Run, stage: Stage, state: FlatState, keep: bool) -> None:
+        piece = stage.piece
+        times = piece.span.stop.at(run.rule.steps) - piece.span.start.at(run.rule.steps) if piece.loop else 1
         if state.recorder is not None:
             stage.run(state.tensors, False, state.recorder, times)
             self._after_step(run, stage, state)
             return
         for _ in range(times):
-            if run.settled():
+            if piece.loop and run.settled():
                 break
-            stage.run(state.tensors, False)
+            stage.run(state.tensors, not (keep or piece.loop))
             self._after_step(run, stage, state)
 
-    def _recorder(self, run: Run, plan: _Plan) -> Recorder | None:
+    def _recorder(self, run: Run, plan: Plan) -> Recorder | None:
         """What records the run's launches, if that is wanted and nothing happens between them.
 
         Raises:
             UsageError: it is asked for, and not possible.
         """
-        if not run.cuda_graph or (plan.recorder is None and run.cuda_graph == "auto"):
+        if not run.cuda_graph:
             return None
-        between = "reads its energy in every step" if run.records else "changes parameters while it infers"
-        if run.records or run.optimizer_step is not None or plan.recorder is None:
-            if run.cuda_graph == "auto":
-                return None
-            problem = "not everything is on one GPU" if plan.recorder is None else f"the rule {between}"
-            raise UsageError(f"no CUDA graph of this step: {problem}", cure='use cuda_graph="auto" or False')
-        return plan.free_recorder()
+        if plan.recorder is None:
+            problem = "not everything is on one GPU"
+        elif run.records:
+            problem = "the rule reads its energy in every step"
+        elif run.optimizer_step is not None:
+            problem = "the rule changes parameters while it infers"
+        else:
+            return plan.free_recorder()
+        if run.cuda_graph == "auto":
+            return None
+        raise UsageError(f"no CUDA graph of this step: {problem}", cure='use cuda_graph="auto" or False')
 
-    def _after_step(self, run: Run, stage: _Stage, state: FlatState) -> None:
+    def _after_step(self, run: Run, stage: Stage, state: FlatState) -> None:
         state.places = stage.places
         if stage.piece.descents:
             for parameter, key in stage.piece.descents:
@@ -398,7 +164,7 @@ class AtenBackend:
         if self.infers and run.records and stage.piece.compares:
             run.energies.append(energy(self.program, run, state))
 
-    def _scalars(self, run: Run, plan: _Plan) -> dict[str, Any]:
+    def _scalars(self, run: Run, plan: Plan) -> dict[str, Any]:
         found = {}
         for key, (name, *args) in plan.scalars.items():
             value = getattr(run, name)
@@ -412,7 +178,7 @@ class AtenBackend:
             self.eager = EagerBackend(self.program, self.functions)
         return self.eager
 
-    def _plan(self, run: Run, clamped: Mapping[str, Value]) -> _Plan | None:
+    def _plan(self, run: Run, clamped: Mapping[str, Value]) -> Plan | None:
         """The program written out for inputs of these sizes; None where that is not possible."""
         key = self.kind_of(run)
         if key not in self.plans:
@@ -435,7 +201,7 @@ class AtenBackend:
         steps = run.rule.steps
         return all(p.span.start.at(steps) < p.span.stop.at(steps) for p in self.lowered.error_sweep if p.loop)
 
-    def _write(self, run: Run, clamped: Mapping[str, Value]) -> _Plan:
+    def _write(self, run: Run, clamped: Mapping[str, Value]) -> Plan:
         if not self._loops(run):
             raise Unsupported("a loop of the schedule is empty for this number of steps")
         fakes = {name: fake_of(v[0]) if isinstance(v[0], torch.Tensor) else v[0] for name, v in clamped.items()}
@@ -448,8 +214,8 @@ class AtenBackend:
         pieces = [graph.finish() for graph in (expansion.prediction, *graphs)]
         if sum(part is not None for parts in given.values() for part in parts) == 1:  # an error or none: one sweep
             pieces = self.together(pieces)
-        plan = _Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
-        plan.sweeps[_mask(given)] = _Sweep(self._stages(plan, pieces[1:]), keys, given)
+        plan = Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
+        plan.sweeps[mask_of(given)] = Sweep(self._stages(plan, pieces[1:]), keys, given)
         return plan
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
@@ -464,8 +230,8 @@ class AtenBackend:
             )
         return given
 
-    def _sweep(self, plan: _Plan, errors: Mapping[str, Value]) -> _Sweep:
-        mask = _mask(errors)
+    def _sweep(self, plan: Plan, errors: Mapping[str, Value]) -> Sweep:
+        mask = mask_of(errors)
         if mask not in plan.sweeps:
             full = self._all_given(plan.expansion)
             given = {
@@ -476,34 +242,22 @@ class AtenBackend:
                 graphs, keys = plan.expansion.error_sweep(given)
             except Unsupported as reason:
                 raise ProgramError(f"the error sweep for some outputs only cannot be written: {reason}") from reason
-            plan.sweeps[mask] = _Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
+            plan.sweeps[mask] = Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
         return plan.sweeps[mask]
 
-    def _stages(self, plan: _Plan, pieces: list[FlatPiece]) -> list[_Stage]:
+    def _stages(self, plan: Plan, pieces: list[FlatPiece]) -> list[Stage]:
         places = plan.prediction.places
         stages = []
         for piece in pieces:
             stages.append(self._stage(piece, places))
             places = stages[-1].places
-        later = _keys_of(places.values()) if self.infers else set()  # whether they are finite is asked afterwards
+        later = keys_of(places.values()) if self.infers else set()  # whether they are finite is asked afterwards
         for stage in reversed(stages):
-            later |= _keys_of(stage.piece.results.values())
+            later |= keys_of(stage.piece.results.values())
             stage.last_reads = tuple(key for key in stage.piece.inputs if key not in later)
             later.update(stage.piece.inputs)
         return stages
 
-    def _stage(self, piece: FlatPiece, before: Mapping[Quantity, tuple[Any, ...] | None]) -> _Stage:
+    def _stage(self, piece: FlatPiece, before: Mapping[Quantity, tuple[Any, ...] | None]) -> Stage:
         new = {quantity: parts for quantity, parts in piece.results.items() if quantity[0] != "gradient"}
-        return _Stage(piece, self.compile_graph(piece), {**before, **new})
-
-
-def _keys_of(quantities: Iterable[tuple[Any, ...] | None]) -> set[str]:
-    return {key for parts in quantities for key in parts or () if isinstance(key, Key)}
-
-
-def _mask(errors: Mapping[str, Value]) -> Hashable:
-    return tuple((name, tuple(part is None for part in parts)) for name, parts in errors.items())
-
-
-def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device).copy_(part)
+        return Stage(piece, self.compile_graph(piece), {**before, **new})

@@ -13,6 +13,7 @@ from torch import fx
 
 from pccompile import cache
 from pccompile.backends.cudagraph import CudaRecorder
+from pccompile.backends.executables import Compile, as_it_is
 from pccompile.errors import UsageError
 from pccompile.ir.grammar import Span
 from pccompile.lowering.expand import FlatPiece
@@ -20,7 +21,6 @@ from pccompile.lowering.regions import region, signature
 from pccompile.lowering.symbols import Boxed
 
 if TYPE_CHECKING:
-    from pccompile.backends.aten import Compile
     from pccompile.backends.patterns import Match
 
 __all__ = ["Choose", "by_measurement", "is_measured", "objection", "objection_to", "seconds_of"]
@@ -157,8 +157,6 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
     Args:
         rest: makes it ready; None for a graph that calls a kernel.
     """
-    from pccompile.backends.aten import as_it_is
-
     graph.set_codegen(Boxed())
     placeholders = graph.find_nodes(op="placeholder")
     piece = FlatPiece(

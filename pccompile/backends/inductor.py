@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pccompile.backends.aten import Executable, as_it_is, python_of
+from pccompile.backends.executables import Executable, as_it_is, python_of
 from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import fake_of, fakes

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pccompile import cache
-from pccompile.backends.aten import AtenBackend, FlatState
+from pccompile.backends.aten import AtenBackend
 from pccompile.backends.choice import is_measured
+from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
 from pccompile.backends.timing import measure

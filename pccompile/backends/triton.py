@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from pccompile.backends.aten import Compile, Executable, as_it_is
 from pccompile.backends.choice import Choose, by_measurement
+from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.lowering.expand import FlatPiece

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pccompile.ir.grammar import ACTION_ORDER, Action, Kind, Program, Update, Vertex
+from pccompile.ir.grammar import Action, Kind, Program, Update, Vertex
 
 __all__ = ["Evaluator", "Semantics", "active_updates", "updates_by_step"]
 
@@ -56,8 +56,7 @@ class Semantics(Protocol):
 
 def updates_by_step(program: Program, steps: int) -> Iterable[tuple[int, list[Update]]]:
     """Each step with its active updates, sorted into the order in which they run; linear in what runs."""
-    position = {vertex.name: vertex.order for vertex in program.vertices}
-    ordered = sorted(program.schedule, key=lambda update: (ACTION_ORDER[update.action], position[update.vertex]))
+    ordered = program.ordered
     starting: dict[int, list[int]] = {}
     for index, update in enumerate(ordered):
         starting.setdefault(update.span.start.at(steps), []).append(index)

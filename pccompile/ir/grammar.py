@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pccompile.inspection.recording import Recording
 
 __all__ = [
-    "ACTION_ORDER",
     "CLAMPED",
     "Action",
     "Component",
@@ -138,6 +137,12 @@ class Program:
         for update in self.schedule:
             table.setdefault((update.action, update.vertex), []).append(update)
         return {key: tuple(found) for key, found in table.items()}
+
+    @cached_property
+    def ordered(self) -> tuple[Update, ...]:
+        """The schedule in the order in which updates of one step run."""
+        order = {vertex.name: vertex.order for vertex in self.vertices}
+        return tuple(sorted(self.schedule, key=lambda update: (ACTION_ORDER[update.action], order[update.vertex])))
 
     def updates_of(self, name: str) -> Iterator[Update]:
         """The updates of one vertex, in the order in which they run within a step."""

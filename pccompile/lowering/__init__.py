@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from pccompile.ir.grammar import ACTION_ORDER, Action, Program, Span, Time, Update
+from pccompile.ir.grammar import Action, Program, Span, Time, Update
 from pccompile.lowering.emit import Emitter, Piece, Quantity, identifiers
 
 __all__ = ["Lowered", "Piece", "Quantity", "lower", "results_of"]
@@ -91,13 +91,12 @@ def results_of(program: Program) -> set[Quantity]:
 
 def _segments(program: Program) -> Iterator[tuple[Span, list[Update]]]:
     """Maximal ranges of steps with the same updates (step 0 by itself), each in the order in which updates run."""
-    order = {vertex.name: vertex.order for vertex in program.vertices}
-    ranked = sorted(program.schedule, key=lambda update: (ACTION_ORDER[update.action], order[update.vertex]))
+    ordered = program.ordered
     starting: dict[Time, list[int]] = {}
-    for index, update in enumerate(ranked):
+    for index, update in enumerate(ordered):
         starting.setdefault(update.span.start, []).append(index)
-    times = sorted({Time(False, 1), *(t for update in ranked for t in (update.span.start, update.span.stop))})
+    times = sorted({Time(False, 1), *(t for update in ordered for t in (update.span.start, update.span.stop))})
     active: list[int] = []
     for start, stop in pairwise(times):
-        active = sorted([i for i in active if ranked[i].span.stop > start] + starting.get(start, []))
-        yield Span(start, stop), [ranked[index] for index in active]
+        active = sorted([i for i in active if ordered[i].span.stop > start] + starting.get(start, []))
+        yield Span(start, stop), [ordered[index] for index in active]

@@ -13,6 +13,7 @@ from torch import fx, nn
 from pccompile.errors import ProgramError
 from pccompile.ir.check import reads
 from pccompile.ir.grammar import Action, Kind, Program, Span, Update
+from pccompile.names import unique_name
 from pccompile.updates import compare, infer, learn, relax, scaled
 
 __all__ = ["Emitter", "Piece", "Quantity", "identifiers"]
@@ -55,12 +56,7 @@ def identifiers(program: Program) -> dict[str, str]:
     names: dict[str, str] = {}
     for vertex in program.vertices:
         clean = "".join(c if c.isalnum() and c.isascii() else "_" for c in vertex.name)
-        wish = clean if clean[:1].isalpha() else f"_{clean}"
-        name, count = wish, 1
-        while name in taken:
-            name, count = f"{wish}_{count}", count + 1
-        taken.add(name)
-        names[vertex.name] = name
+        names[vertex.name] = unique_name(clean if clean[:1].isalpha() else f"_{clean}", taken)
     return names
 
 

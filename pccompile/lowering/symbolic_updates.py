@@ -8,7 +8,7 @@ import torch
 
 from pccompile.derivatives import Value
 from pccompile.lowering.symbols import Space, Symbol
-from pccompile.updates import ValueOptimizer, infer, relax, total
+from pccompile.updates import ValueOptimizer, adam, infer, relax, total
 
 __all__ = ["SymbolicOptimizer", "SymbolicRun", "infer_on_symbols", "relax_on_symbols"]
 
@@ -77,12 +77,8 @@ class SymbolicOptimizer:
         if self.rule.kind == "momentum":
             first = direction if first is None else emit(torch.add, (direction, first), {"alpha": self.rule.momentum})
             return emit(torch.add, (value, first), {"alpha": eta}), (first,)
-        b1, b2 = self.rule.betas
-        first = (1 - b1) * direction if first is None else b1 * first + (1 - b1) * direction
-        second = (1 - b2) * direction**2 if second is None else b2 * second + (1 - b2) * direction**2
-        corrected = first / (1 - b1 ** (count + 1))
-        scale = emit(torch.sqrt, (second / (1 - b2 ** (count + 1)),)) + self.rule.epsilon
-        return value + eta * corrected / scale, (first, second, count + 1)
+        moment = first, second, count
+        return adam(self.rule, eta, value, direction, moment, lambda symbol: emit(torch.sqrt, (symbol,)))
 
 
 def infer_on_symbols(

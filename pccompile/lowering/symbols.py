@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from pccompile.lowering.fragments import Unsupported, fakes
+from pccompile.names import unique_name
 
 __all__ = ["Boxed", "Origin", "Space", "Symbol", "Writer"]
 
@@ -141,11 +142,7 @@ class Space:
 
     def unique(self, wish: str) -> str:
         """A name of its own, close to the wish."""
-        name, count = wish, 1
-        while name in self.names:
-            name, count = f"{wish}_{count}", count + 1
-        self.names.add(name)
-        return name
+        return unique_name(wish, self.names)
 
     def given(self, wish: str, fake: Any) -> Symbol:
         """A symbol for something the caller provides."""

@@ -8,22 +8,11 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from models import NAMES, loss_fn, make
+from models import NAMES, RULES, loss_fn, make
 from torch import nn
 
 import pccompile
 from pccompile.backends import AtenBackend, EagerBackend
-
-RULES = {
-    "zil": pccompile.ZIL(),
-    "fixed prediction": pccompile.FixedPrediction(steps=6, step_size=0.3),
-    "fixed prediction, levelled": pccompile.FixedPrediction(steps=12, step_size=0.6, levelled=True),
-    "strict": pccompile.Strict(steps=4, step_size=0.1),
-    "strict, adam, previous errors": pccompile.Strict(
-        steps=4, step_size=0.05, optimizer="adam", learn_errors="previous"
-    ),
-    "strict, momentum, tolerance": pccompile.Strict(steps=9, step_size=0.1, optimizer="momentum", tolerance=0.02),
-}
 
 
 @functools.cache

@@ -7,14 +7,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pccompile
-from pccompile.backends import aten, auto
+from pccompile.backends import auto
+from pccompile.backends.executables import as_it_is
 
 
 @pytest.fixture(autouse=True)
 def without_inductor(tmp_path, monkeypatch):
     """What is measured here are two ways of running the same graphs, so that no compiler is needed."""
     monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(auto, "with_inductor", aten.as_it_is)
+    monkeypatch.setattr(auto, "with_inductor", as_it_is)
     monkeypatch.setattr(auto, "is_available", lambda device: True)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from layers import strided, transposed
+from layers import normals, strided, transposed
 from torch import Tensor
 
 
@@ -57,10 +57,7 @@ def random_chain(
 ) -> RandomChain:
     """A chain whose pre-activations have a standard deviation of about one."""
     generator = torch.Generator().manual_seed(11)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(dtype).to(device)
-
+    normal = normals(generator, dtype, device)
     if loss == "cross_entropy":
         target = torch.randint(0, widths[-1], (batch,), generator=generator).to(device)
     else:

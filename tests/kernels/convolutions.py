@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from layers import strided
+from layers import normals, strided
 from torch import Tensor
 
 from pccompile.kernels import Pool
@@ -71,11 +71,7 @@ def random_convolution(
 ) -> Convolution:
     """A layer whose pre-activations have a standard deviation of about one, by its geometry's name."""
     size, out, kernel, options = (GEOMETRIES | POOLED)[geometry]
-    generator = torch.Generator().manual_seed(7)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(dtype).to(device)
-
+    normal = normals(torch.Generator().manual_seed(7), dtype, device)
     per_group = size[1] // options.get("groups", 1)
     x, bias = normal(*size), normal(out)
     weight = normal(out, per_group, *kernel) / (per_group * kernel[0] * kernel[1]) ** 0.5

@@ -1,8 +1,9 @@
-"""Linear layers of a given shape with random tensors, and awkward layouts of the same tensors."""
+"""Linear layers of a given shape with random tensors, and awkward layouts of any tensors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,15 @@ class Layer:
         return self.error, self.residual, self.x, self.weight, self.activation
 
 
+def normals(generator: torch.Generator | None, dtype: torch.dtype, device: str) -> Callable[..., Tensor]:
+    """normal(*size) draws the next tensor of standard normal numbers, on the CPU whatever the device."""
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(dtype).to(device)
+
+    return normal
+
+
 def random_layer(
     device: str,
     shape: tuple[int, int, int] = (63, 60, 33),
@@ -36,11 +46,7 @@ def random_layer(
 ) -> Layer:
     """A layer of shape (batch, in, out) whose pre-activations have a standard deviation of about one."""
     batch, in_features, out = shape
-    generator = torch.Generator().manual_seed(7)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(dtype).to(device)
-
+    normal = normals(torch.Generator().manual_seed(7), dtype, device)
     x, bias, error = normal(batch, in_features), normal(out), normal(batch, out)
     weight = normal(out, in_features) / math.sqrt(max(in_features, 1))
     residual = linear_predict_reference(x, weight, bias, activation)[1]

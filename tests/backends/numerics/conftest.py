@@ -3,7 +3,7 @@
 import pytest
 
 from pccompile.backends import triton
-from pccompile.backends.aten import as_it_is
+from pccompile.backends.executables import as_it_is
 from pccompile.kernels.devices import interpreted
 
 

@@ -4,7 +4,7 @@ import functools
 
 import torch
 from models import loss_fn, make, mnist_network
-from networks import IMAGES, TOKENS, Transformer, resnet18
+from networks import IMAGES, TOKENS, resnet18, transformer
 
 import pccompile
 from pccompile.ir import Program
@@ -12,7 +12,7 @@ from pccompile.ir import Program
 MODELS = {
     "mnist": (mnist_network, lambda: torch.randn(4, 1, 28, 28)),
     "resnet18": (resnet18, lambda: torch.randn(IMAGES)),
-    "transformer": (lambda: Transformer(blocks=4), lambda: torch.randint(50, TOKENS)),
+    "transformer": (lambda: transformer(blocks=4), lambda: torch.randint(50, TOKENS)),
 }
 
 

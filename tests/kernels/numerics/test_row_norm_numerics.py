@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from closeness import assert_close
-from layers import far_apart, strided, transposed
+from layers import far_apart, normals, strided, transposed
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,9 +44,7 @@ class Norm:
 
 
 def random_norm(device, shape=(63, 33), centred=True, dtype=torch.float32):
-    def normal(*size):
-        return torch.randn(size).to(dtype).to(device)
-
+    normal = normals(None, dtype, device)
     bias = normal(shape[-1]) if centred else None
     return Norm(normal(*shape) * 2 + 1, normal(*shape), normal(shape[-1]), bias, centred)
 

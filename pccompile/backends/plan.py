@@ -1,0 +1,212 @@
+"""A program written out as flat graphs for inputs of one kind: stages, and the tensors that they bring up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+from weakref import ref
+
+import torch
+
+from pccompile.backends.cudagraph import Recorder, Replayed, copies
+from pccompile.backends.executables import Executable
+from pccompile.backends.run import State
+from pccompile.derivatives import Value
+from pccompile.lowering import Quantity
+from pccompile.lowering.expand import Expansion, FlatPiece, Key
+
+__all__ = ["FlatState", "Plan", "Stage", "Sweep", "keys_of", "mask_of"]
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+@dataclass
+class Stage:
+    """A piece that runs.
+
+    Attributes:
+        executable: takes the tensors of `piece.inputs` and gives those of `piece.outputs`.
+        places: where every quantity is that is up to date after it, beside gradients.
+        last_reads: the inputs that nothing after this stage reads.
+    """
+
+    piece: FlatPiece
+    executable: Executable
+    places: dict[Quantity, tuple[Any, ...] | None]
+    last_reads: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        piece, self._call = self.piece, self.executable.call
+        self._replayed: Replayed | None = None
+        self._given = _getter(piece.inputs)
+        self.gradients = {
+            name: parts[0]
+            for (kind, name), parts in piece.results.items()
+            if kind == "gradient" and parts is not None and isinstance(parts[0], Key)
+        }
+
+    def run(self, tensors: dict[str, Any], release: bool, recorder: Recorder | None = None, times: int = 1) -> None:
+        """Bring the tensors up to date.
+
+        Args:
+            tensors: by key.
+            release: let those go, while it runs, that nothing reads afterwards.
+            recorder: records what is launched, and replays it.
+            times: how often a loop's body runs.
+        """
+        given = list(self._given(tensors))
+        if release:
+            for key in self.last_reads:
+                del tensors[key]
+        call = self._call
+        if recorder is not None:
+            given.append(times)
+            call = self._replayed = self._replayed or Replayed(self._repeated, recorder)
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
+        try:
+            with _BelowAutograd():
+                found = call(given)
+        finally:
+            torch._C._set_grad_enabled(enabled)
+        tensors.update(zip(self.piece.outputs, found, strict=True))
+
+    def _repeated(self, given: list[Any]) -> tuple[Any, ...]:
+        """What it brings up to date after as many runs as the last input says."""
+        times: int = given.pop()
+        if times == 1:
+            found: tuple[Any, ...] = self._call(given)
+            return found
+        tensors = dict(zip(self.piece.inputs, given, strict=True))
+        given.clear()
+        for _ in range(times):
+            tensors.update(zip(self.piece.outputs, self._call(list(self._given(tensors))), strict=True))
+        return tuple(tensors[key] for key in self.piece.outputs)
+
+
+class FlatState(State):
+    """The quantities of a run, read from its tensors when somebody asks.
+
+    Attributes:
+        plan: what wrote the tensors.
+        tensors: by key.
+        places: the parts of each quantity: keys, and what is no tensor itself.
+        recorder: what recorded how the tensors came about, and will write into them again.
+        shown: what is read in their stead.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: dict[str, Any],
+        places: Mapping[Quantity, tuple[Any, ...] | None],
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__()
+        self.plan, self.tensors, self.places, self.recorder = plan, tensors, places, recorder
+        self.shown = tensors
+
+    def __missing__(self, quantity: Quantity) -> tuple[Any, ...] | None:
+        parts = self.places[quantity]
+        return None if parts is None else tuple([self.shown[p] if isinstance(p, Key) else p for p in parts])
+
+    def copied(self) -> FlatState:
+        """The same state, for a run that leaves this one as it is."""
+        return FlatState(self.plan, dict(self.tensors), self.places, self.recorder)
+
+    def show_copies(self) -> None:
+        """Read copies of what is there now."""
+        keys = [key for key in keys_of(self.places.values()) if isinstance(self.tensors[key], torch.Tensor)]
+        self.shown = {**self.tensors, **dict(zip(keys, copies([self.tensors[key] for key in keys]), strict=True))}
+
+    def get(self, quantity: Quantity, default: Any = None) -> Any:
+        return self[quantity] if quantity in self.places else super().get(quantity, default)
+
+
+def _getter(keys: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """Reads several keys of a mapping at once."""
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return lambda mapping: tuple(mapping[key] for key in keys)
+
+
+@dataclass
+class Plan:
+    """A program written out for inputs of one kind.
+
+    Attributes:
+        recorder: what can record the launches of its stages; None where nothing can.
+    """
+
+    expansion: Expansion
+    prediction: Stage
+    sweeps: dict[Hashable, Sweep]
+    recorder: Recorder | None
+
+    def __post_init__(self) -> None:
+        self.scalars = self.expansion.scalars
+        self._recorded: Callable[[], FlatState | None] = lambda: None
+        self._keys = tuple(self.expansion.keys.values())
+        self._given = _getter(tuple(self.expansion.keys))
+
+    def tensors(self, clamped: Mapping[str, Value]) -> dict[str, Any]:
+        """The values of the clamped vertices, which have one component each, by key."""
+        return dict(zip(self._keys, chain.from_iterable(self._given(clamped)), strict=True))
+
+    def free_recorder(self) -> Recorder | None:
+        """What records its launches, unless another run's tensors are still to be read where they were recorded."""
+        return self.recorder if self._recorded() is None else None
+
+    def state(self, tensors: dict[str, Any], recorder: Recorder | None) -> FlatState:
+        """The state after the prediction."""
+        state = FlatState(self, tensors, self.prediction.places, recorder)
+        if recorder is not None:
+            state.show_copies()
+            self._recorded = ref(state)
+        return state
+
+    def finish(self, state: FlatState) -> None:
+        """Nothing will be read of a state any more."""
+        if self._recorded() is state:
+            self._recorded = lambda: None
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Everything that runs, in order, one error sweep after the other."""
+        return [self.prediction, *(stage for sweep in self.sweeps.values() for stage in sweep.stages)]
+
+
+@dataclass
+class Sweep:
+    """The error sweep for a set of outputs that have an error: where each error goes, and the layout it must have."""
+
+    stages: list[Stage]
+    keys: dict[str, tuple[str | None, ...]]
+    layouts: dict[str, tuple[Any, ...]]
+
+    def __post_init__(self) -> None:
+        self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}
+
+    def enter(self, errors: Mapping[str, Value]) -> dict[str, torch.Tensor]:
+        """The errors by key."""
+        found: dict[str, torch.Tensor] = {}
+        for name, parts in errors.items():
+            for key, part, like in zip(self.keys[name], parts, self.layouts[name], strict=True):
+                if key is not None:
+                    found[key] = part if part.stride() == like.stride() else _laid_out(part, like)
+        return found
+
+
+def keys_of(quantities: Iterable[tuple[Any, ...] | None]) -> set[str]:
+    return {key for parts in quantities for key in parts or () if isinstance(key, Key)}
+
+
+def mask_of(errors: Mapping[str, Value]) -> Hashable:
+    return tuple((name, tuple(part is None for part in parts)) for name, parts in errors.items())
+
+
+def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device).copy_(part)
