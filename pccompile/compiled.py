@@ -41,10 +41,12 @@ class Held:
     Attributes:
         leaves: by node.
         clamped: the values of the vertices among them, but for those that the forward changes.
+        sources: those whose gradient the program computes, by vertex name.
     """
 
     leaves: dict[str, Any]
     clamped: dict[str, Value]
+    sources: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +81,16 @@ class Compiled:
 
     @cached_property
     def sources(self) -> dict[str, str]:
-        """The leaf of each tensor whose gradient the program computes, by vertex name."""
-        found = {node: self.vertex_of_leaf.get(node) for node in self.captured.leaves}
+        """The leaf of each tensor whose gradient the program computes, by vertex name; inputs come last."""
+        nodes = sorted(self.captured.leaves, key=lambda node: self.captured.leaves[node].kind is Kind.INPUT)
+        found = {node: self.vertex_of_leaf.get(node) for node in nodes}
         return {vertex.name: node for node, vertex in found.items() if vertex is not None and vertex.requires_grad}
+
+    @cached_property
+    def learned_inputs(self) -> list[tuple[str, int]]:
+        """The inputs among the sources: their vertices, and their places among the inputs."""
+        leaves = [(vertex, self.captured.leaves[node]) for vertex, node in self.sources.items()]
+        return [(vertex, leaf.index) for vertex, leaf in leaves if leaf.kind is Kind.INPUT]
 
     @cached_property
     def changed_leaves(self) -> frozenset[str]:
@@ -117,7 +126,8 @@ class Compiled:
         leaves = self.captured.leaves
         found = {n: leaf_value(leaf, model, loss_fn, []) for n, leaf in leaves.items() if leaf.kind is not Kind.INPUT}
         same = [(v.name, n) for n, v in self.vertex_of_leaf.items() if n in found and n not in self.changed_leaves]
-        return Held(found, {vertex: (found[node],) for vertex, node in same})
+        sources = {vertex: found[node] for vertex, node in self.sources.items() if node in found}
+        return Held(found, {vertex: (found[node],) for vertex, node in same}, sources)
 
     @cached_property
     def inputs(self) -> list[tuple[str, int]]:

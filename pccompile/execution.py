@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ class Execution:
 
     @property
     def sources(self) -> dict[str, torch.Tensor]:
-        """The live tensors whose gradient the program computes, by vertex name."""
-        return {name: self._leaf(node) for name, node in self.compiled.sources.items()}
+        """The live tensors whose gradient the program computes, by vertex name, in the order of `Compiled.sources`."""
+        found = self.held.sources
+        inputs = self.compiled.learned_inputs
+        return {**found, **{vertex: self.flat_inputs[index] for vertex, index in inputs}} if inputs else found
 
     def _leaf(self, node: str) -> Any:
         held = self.held.leaves
@@ -79,7 +82,7 @@ class Execution:
                 written = leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs)
                 written.copy_(self._computed(effect.node))
         if captured.loss is not None:
-            return [self.value(captured.loss)]
+            return [self._computed(captured.loss)]
         return [
             constant if node is None else self.value(node)
             for node, constant in zip(captured.outputs, captured.constants, strict=True)
@@ -100,11 +103,6 @@ class Execution:
         if not per_sample or not self.compiled.captured.mean_loss or self.state is None:
             return 1.0
         return float(self.compiled.batch_size(self.state))
-
-    @property
-    def tracked(self) -> list[bool]:
-        """Which of the outputs that `feed_forward` returns have a gradient that the program computes."""
-        return self.compiled.tracked_outputs
 
     def infer(self, gradients: Sequence[torch.Tensor | None], keep: bool) -> dict[str, torch.Tensor]:
         """Run the error sweep.
@@ -188,8 +186,16 @@ def linked(execution: Execution, done: Callable[[Execution], None]) -> list[Any]
         return outputs
     wrapped = torch._C._are_functorch_transforms_active()  # else nothing is to be unwrapped, tensor by tensor
     apply = _Sweep.apply if wrapped else super(Function, _Sweep).apply
-    found = iter(apply(execution, outputs, done, *execution.sources.values()))
-    return [next(found) if tracked else value for value, tracked in zip(outputs, execution.tracked, strict=True)]
+    found = apply(execution, outputs, done, *execution.sources.values())
+    return _placed(found, compiled.tracked_outputs, outputs)
+
+
+def _placed(found: Sequence[Any], places: Sequence[bool], others: Sequence[Any]) -> list[Any]:
+    """What was found, one for each place that is marked; the others elsewhere."""
+    if len(found) == len(places):
+        return list(found)
+    rest = iter(found)
+    return [next(rest) if marked else other for marked, other in zip(places, others, strict=True)]
 
 
 class _Sweep(Function):
@@ -204,7 +210,7 @@ class _Sweep(Function):
     ) -> Any:
         ctx.execution, ctx.done = execution, done  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)  # an output that nobody read has no gradient, rather than a gradient of zero
-        tracked = [value for value, tracked in zip(outputs, execution.tracked, strict=True) if tracked]
+        tracked = compress(outputs, execution.compiled.tracked_outputs)
         # an alias, for autograd hangs this node, and with it the execution, on what is returned: a cycle never freed
         return tuple([value if value.requires_grad else value.detach() for value in tracked])
 
@@ -213,8 +219,8 @@ class _Sweep(Function):
         if torch.is_grad_enabled():
             raise DoubleBackwardError("backward was called with create_graph=True")
         execution: Execution = ctx.execution  # type: ignore[attr-defined]
-        given = iter(gradients)
-        by_output = [next(given) if tracked else None for tracked in execution.tracked]
+        tracked = execution.compiled.tracked_outputs
+        by_output = _placed(gradients, tracked, [None] * len(tracked))
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         found = execution.infer(by_output, keep)
         ctx.done(execution)  # type: ignore[attr-defined]

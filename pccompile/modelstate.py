@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, methodcaller
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ __all__ = ["ModelState"]
 
 _version = torch._C._dynamo.guards.dict_version
 _kind = attrgetter("dtype", "device", "shape", "requires_grad")
+_get = methodcaller("get")
 
 
 class _Untouched:
@@ -87,7 +88,7 @@ class ModelState:
             if not self._is_same():
                 return False
             self._untouched = _Untouched(self._dictionaries, self._tensors)
-        return all(map(is_, [name.get() for name in self._names], self._named)) and (
+        return all(map(is_, map(_get, self._names), self._named)) and (
             self._settled or python_key(self.model, self.loss_fn) == self.python
         )
 

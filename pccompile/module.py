@@ -361,6 +361,8 @@ class PCModule(nn.Module):
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(args, kwargs) of a model call, from a tensor, a tuple or list of arguments, or a dict of keyword arguments."""
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})

@@ -84,7 +84,7 @@ class _Replay:
 
     @cached_property
     def tracked(self) -> list[bool]:
-        return self._execution(self.call.flat).tracked
+        return self.compiled.tracked_outputs
 
     @cached_property
     def tolerance(self) -> float:

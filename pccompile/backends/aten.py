@@ -49,6 +49,7 @@ class AtenBackend:
     ) -> None:
         self.together = together
         self.program, self.functions, self.compile_graph = program, functions, compile_graph
+        self.loss = next((vertex for vertex in program.vertices if vertex.kind is Kind.LOSS and vertex.nodes), None)
         self.lowered: Lowered = lower(program)
         self.infers = any(action is Action.INFER for action, _ in program.updates)
         self.needed = results_of(program)
@@ -110,7 +111,7 @@ class AtenBackend:
         if plan.scalars:
             tensors |= self._scalars(run, plan)
         errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
-        sweep = self._sweep(plan, errors)
+        sweep = plan.sweeps.get(self._mask(errors)) or self._new_sweep(plan, errors)
         tensors |= sweep.enter(errors)
         for stage in sweep.stages:
             self._run(run, stage, state, keep)
@@ -215,13 +216,12 @@ class AtenBackend:
         if sum(part is not None for parts in given.values() for part in parts) == 1:  # an error or none: one sweep
             pieces = self.together(pieces)
         plan = Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
-        plan.sweeps[mask_of(given)] = Sweep(self._stages(plan, pieces[1:]), keys, given)
+        plan.sweeps[self._mask(given)] = Sweep(self._stages(plan, pieces[1:]), keys, given)
         return plan
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
         """Stand-ins for the errors where the loss is outside: one for every differentiable output."""
-        loss = next((v for v in self.program.vertices if v.kind is Kind.LOSS and v.nodes), None)
-        vertices = [loss] if loss is not None else [v for v in self.program.vertices if v.kind is Kind.OUTPUT]
+        vertices = [self.loss] if self.loss is not None else [v for v in self.program.vertices if v.kind is Kind.OUTPUT]
         given: dict[str, tuple[Any, ...]] = {}
         for vertex in vertices:
             parts = expansion.state["value", vertex.name]
@@ -230,20 +230,25 @@ class AtenBackend:
             )
         return given
 
-    def _sweep(self, plan: Plan, errors: Mapping[str, Value]) -> Sweep:
-        mask = mask_of(errors)
-        if mask not in plan.sweeps:
-            full = self._all_given(plan.expansion)
-            given = {
-                name: tuple(None if part is None else like for part, like in zip(parts, full[name], strict=True))
-                for name, parts in errors.items()
-            }
-            try:
-                graphs, keys = plan.expansion.error_sweep(given)
-            except Unsupported as reason:
-                raise ProgramError(f"the error sweep for some outputs only cannot be written: {reason}") from reason
-            plan.sweeps[mask] = Sweep(self._stages(plan, [graph.finish() for graph in graphs]), keys, given)
-        return plan.sweeps[mask]
+    def _mask(self, errors: Mapping[str, Value]) -> Hashable:
+        """Which outputs have an error: a loss always has one."""
+        return None if self.loss is not None else mask_of(errors)
+
+    def _new_sweep(self, plan: Plan, errors: Mapping[str, Value]) -> Sweep:
+        """The error sweep for errors of some outputs only, which have not come alone before."""
+        full = self._all_given(plan.expansion)
+        given = {
+            name: tuple(None if part is None else like for part, like in zip(parts, full[name], strict=True))
+            for name, parts in errors.items()
+        }
+        try:
+            graphs, keys = plan.expansion.error_sweep(given)
+        except Unsupported as reason:
+            raise ProgramError(f"the error sweep for some outputs only cannot be written: {reason}") from reason
+        sweep = plan.sweeps[self._mask(errors)] = Sweep(
+            self._stages(plan, [graph.finish() for graph in graphs]), keys, given
+        )
+        return sweep
 
     def _stages(self, plan: Plan, pieces: list[FlatPiece]) -> list[Stage]:
         places = plan.prediction.places
