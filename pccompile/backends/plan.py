@@ -189,14 +189,18 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}
+        self._entries = {
+            name: [(key, like.stride() if key else ()) for key, like in zip(keys, self.layouts[name], strict=True)]
+            for name, keys in self.keys.items()
+        }
 
     def enter(self, errors: Mapping[str, Value]) -> dict[str, torch.Tensor]:
         """The errors by key."""
         found: dict[str, torch.Tensor] = {}
         for name, parts in errors.items():
-            for key, part, like in zip(self.keys[name], parts, self.layouts[name], strict=True):
+            for (key, strides), part in zip(self._entries[name], parts, strict=True):
                 if key is not None:
-                    found[key] = part if part.stride() == like.stride() else _laid_out(part, like)
+                    found[key] = part if part.stride() == strides else _laid_out(part, strides)
         return found
 
 
@@ -208,5 +212,5 @@ def mask_of(errors: Mapping[str, Value]) -> Hashable:
     return tuple((name, tuple(part is None for part in parts)) for name, parts in errors.items())
 
 
-def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(like.shape, like.stride(), dtype=part.dtype, device=part.device).copy_(part)
+def _laid_out(part: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty_strided(part.shape, strides, dtype=part.dtype, device=part.device).copy_(part)

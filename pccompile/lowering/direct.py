@@ -19,7 +19,9 @@ _aten = torch.ops.aten
 
 DIRECT: dict[Any, Callable[..., Any]] = {
     _aten._log_softmax.default: torch._log_softmax,
+    _aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
     _aten._softmax.default: torch._softmax,
+    _aten._softmax_backward_data.default: torch._softmax_backward_data,
     _aten.add.Tensor: torch.add,
     _aten.addmm.default: torch.addmm,
     _aten.bernoulli_.float: torch.Tensor.bernoulli_,
