@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.linear_operations import input_precision_of, random_tensors, size_in
+from bench.gpu.linear_operations import launcher_of, random_tensors, size_in
 from bench.gpu.tune import Launch
 from pccompile.kernels.conv_error import configurations as error_configurations
 from pccompile.kernels.conv_error.kernel import launch_conv_error
@@ -72,17 +72,12 @@ class ConvPredict:
         """Random tensors, and the launch for a configuration."""
         (x, weight, bias, output, residual), geometry = _layer(shape, precision, self.device)
 
-        def launcher(configuration: Any) -> Launch:
-            def run() -> None:
-                launch_conv_predict(
-                    *(x, weight, bias, output, residual, None, geometry, "gelu"),
-                    input_precision=input_precision_of(precision),
-                    configuration=configuration,
-                )
-
-            return Launch(run, (output, residual))
-
-        return launcher
+        return launcher_of(
+            launch_conv_predict,
+            (x, weight, bias, output, residual, None, geometry, "gelu"),
+            (output, residual),
+            precision,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,15 +110,10 @@ class ConvError:
             "bias_gradient": torch.empty_like(bias),
         }
 
-        def launcher(configuration: Any) -> Launch:
-            def run() -> None:
-                launch_conv_error(
-                    *(error, residual, None, x, weight, geometry, "gelu"),
-                    **targets,
-                    input_precision=input_precision_of(precision),
-                    configuration=configuration,
-                )
-
-            return Launch(run, tuple(targets.values()))
-
-        return launcher
+        return launcher_of(
+            launch_conv_error,
+            (error, residual, None, x, weight, geometry, "gelu"),
+            tuple(targets.values()),
+            precision,
+            **targets,
+        )

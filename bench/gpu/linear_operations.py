@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pccompile.kernels.linear_predict import configurations as predict_configura
 from pccompile.kernels.linear_predict.kernel import launch_linear_predict
 from pccompile.kernels.tables import Product
 
-__all__ = ["PRECISIONS", "LinearError", "LinearPredict", "input_precision_of", "random_tensors", "size_in"]
+__all__ = ["PRECISIONS", "LinearError", "LinearPredict", "launcher_of", "random_tensors", "size_in"]
 
 PRECISIONS = ("half", "tf32", "ieee")
 Shape = tuple[int, int, int]
@@ -31,7 +32,7 @@ def _dtype_of(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "half" else torch.float32
 
 
-def input_precision_of(precision: str) -> str:
+def _input_precision_of(precision: str) -> str:
     """What the launchers are told."""
     return "tf32" if precision == "tf32" else "ieee"
 
@@ -62,17 +63,12 @@ class LinearPredict:
         x, weight, bias = random_tensors(precision, self.device, (batch, inputs), (out, inputs), (out,))
         prediction, preactivation = x.new_empty(batch, out), x.new_empty(batch, out)
 
-        def launcher(configuration: Any) -> Launch:
-            def run() -> None:
-                launch_linear_predict(
-                    *(x, weight, bias, prediction, preactivation, "gelu"),
-                    input_precision=input_precision_of(precision),
-                    configuration=configuration,
-                )
-
-            return Launch(run, (prediction, preactivation))
-
-        return launcher
+        return launcher_of(
+            launch_linear_predict,
+            (x, weight, bias, prediction, preactivation, "gelu"),
+            (prediction, preactivation),
+            precision,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,18 +102,21 @@ class LinearError:
             "bias_gradient": x.new_empty(out),
         }
 
-        def launcher(configuration: Any) -> Launch:
-            def run() -> None:
-                launch_linear_error(
-                    *(error, residual, x, weight, "gelu"),
-                    **targets,
-                    input_precision=input_precision_of(precision),
-                    configuration=configuration,
-                )
+        return launcher_of(
+            launch_linear_error, (error, residual, x, weight, "gelu"), tuple(targets.values()), precision, **targets
+        )
 
-            return Launch(run, tuple(targets.values()))
 
-        return launcher
+def launcher_of(
+    launch: Callable[..., None],
+    arguments: Sequence[Any],
+    results: Sequence[torch.Tensor],
+    precision: str,
+    **targets: torch.Tensor,
+) -> Callable[[Any], Launch]:
+    """The launch for a configuration, of a kernel's launcher and what it is given."""
+    given = partial(launch, *arguments, **targets, input_precision=_input_precision_of(precision))
+    return lambda configuration: Launch(partial(given, configuration=configuration), results)
 
 
 def random_tensors(precision: str, device: str, *sizes: tuple[int, ...]) -> list[torch.Tensor]:

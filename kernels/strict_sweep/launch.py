@@ -76,24 +76,20 @@ class Buffers(NamedTuple):
     energies: Tensor
 
 
-def empty_buffers(x: Tensor, columns: int, steps: int, momentum: bool, record: bool, held: bool) -> Buffers:
+def empty_buffers(x: Tensor, columns: int, settings: Settings) -> Buffers:
     """Buffers for a sweep, not initialised.
 
     Args:
         x: (batch, in), for its batch and device.
         columns: of the layout.
-        steps: T.
-        momentum: whether values descend with momentum.
-        record: whether energies are recorded.
-        held: whether Learn reads the errors of the step before.
+        settings: what the sweep is told.
     """
     batch = x.shape[0]
     values, errors, drives = (x.new_empty((batch, columns), dtype=torch.float32) for _ in range(3))
-    moments = x.new_empty((batch, columns) if momentum else (0, 0), dtype=torch.float32)
-    rows = steps if held else steps + 1
-    return Buffers(
-        values, errors, drives, moments, x.new_empty((rows, batch) if record else (0, 0), dtype=torch.float32)
-    )
+    moments = x.new_empty((batch, columns) if settings.momentum != 0 else (0, 0), dtype=torch.float32)
+    rows = settings.steps if settings.learn_errors == "previous" else settings.steps + 1
+    energies = x.new_empty((rows, batch) if settings.record else (0, 0), dtype=torch.float32)
+    return Buffers(values, errors, drives, moments, energies)
 
 
 def launch_strict_sweep(

@@ -197,8 +197,7 @@ def chain_gradients(
 
 def _buffers(x: Tensor, weights: Sequence[Tensor], settings: Settings) -> Buffers:
     columns = Layout.of([weight.shape for weight in weights], settings.free_output).columns
-    held = settings.learn_errors == "previous"
-    return empty_buffers(x, columns, settings.steps, settings.momentum != 0, settings.record, held)
+    return empty_buffers(x, columns, settings)
 
 
 def _chosen_form(form: str, x: Tensor, target: Tensor, chain: Chain, settings: Settings) -> Form:

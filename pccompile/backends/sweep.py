@@ -105,8 +105,7 @@ class ChainSweep:
         x, kernel_chain = self._x(values), self._kernel_chain(values)
         settings = self._settings(run, x, kernel_chain)
         layout = Layout.of([weight.shape for weight in kernel_chain.weights], settings.free_output)
-        held = settings.learn_errors == "previous"
-        buffers = empty_buffers(x, layout.columns, settings.steps, settings.momentum != 0, settings.record, held)
+        buffers = empty_buffers(x, layout.columns, settings)
         launch_strict_sweep(x, self._target(values), kernel_chain, settings, buffers, form)
         gradients = self._gradients(run, x, kernel_chain, layout, buffers, settings.input_precision)
         if run.records:

@@ -37,7 +37,7 @@ def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20) -> No
         case.empty(batch, dtype=torch.int64) if tall else case.empty(batch, chain.widths[-1]),
         chain,
         settings,
-        empty_buffers(x, columns, settings.steps, momentum=tall, record=tall, held=tall),
+        empty_buffers(x, columns, settings),
         form=form,
         configuration=CONFIGURATIONS[case.architecture][case.precision][size],
         programs=132,

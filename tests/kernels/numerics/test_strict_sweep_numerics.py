@@ -166,7 +166,7 @@ def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, bl
     chain = Chain(tuple(random.weights), tuple(random.biases), tuple(random.activations))
     settings = Settings("cross_entropy", False, "current", True, 2, 0.2, 0.9, 1.0, -100, 0.01, "ieee")
     layout = Layout.of([weight.shape for weight in chain.weights])
-    buffers = empty_buffers(random.x, layout.columns, 2, True, True, False)
+    buffers = empty_buffers(random.x, layout.columns, settings)
     for buffer in buffers:
         buffer.fill_(torch.nan)
     configuration = Configuration(*blocks, warps=4, stages=2)
@@ -203,7 +203,7 @@ def test_the_number_of_programs_changes_nothing(device, form, programs, free_out
     chain = Chain(tuple(random.weights), tuple(random.biases), tuple(random.activations))
     settings = Settings("cross_entropy", free_output, "current", True, 3, 0.2, 0.9, 1.0, -100, 0.01, "ieee")
     columns = Layout.of([weight.shape for weight in chain.weights], free_output).columns
-    expected, found = (empty_buffers(random.x, columns, 3, True, True, False) for _ in range(2))
+    expected, found = (empty_buffers(random.x, columns, settings) for _ in range(2))
     launch_strict_sweep(random.x, random.target, chain, settings, expected)
     launch_strict_sweep(random.x, random.target, chain, settings, found, form, programs=programs)
     for name in ("values", "errors", "drives", "energies"):
