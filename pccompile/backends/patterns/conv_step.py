@@ -1,0 +1,212 @@
+"""conv_step: a convolution's prediction, its error and what that gives the parent, in one launch.
+
+    mu = pool(act(x * W + b));  e = v - mu;  W^T * (act'(z) unpool(e))
+
+as the body of a loop of strict inference has them for a layer that the next step moves, views between images and values
+included. What the parent's other children give is added in the same launch, and the parent is moved, where nothing else
+reads what comes before. Where mu or z is read by somebody else as well, it stays several launches.
+
+It goes before what a pooling keeps is changed (`conv_pool`), so it is a group, of one match.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from pccompile.backends.patterns.activations import Activated, activated, sloped
+from pccompile.backends.patterns.convolutions import (
+    NO_POOL,
+    Convolution,
+    Pooling,
+    convolution,
+    pooling,
+    pooling_backward,
+)
+from pccompile.backends.patterns.match import VIEWS, Match, argument, call, declined, item, items_of, view
+from pccompile.backends.patterns.pieces import Group, GroupPattern, Pieces
+from pccompile.backends.patterns.steps import Pull, compared, pulls
+from pccompile.kernels.conv_step.images import step_images
+from pccompile.kernels.devices import convolution_precision
+
+__all__ = ["PATTERN"]
+
+_aten = torch.ops.aten
+_KERNEL = "conv_step"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From a prediction or an error, which may be a view of images, to the convolution.
+
+    Attributes:
+        nodes: what is passed, but for the convolution and the error themselves.
+        start: the error or the prediction.
+        images: the same as images.
+        end: the convolution, or what goes back into it.
+        pool, activation: what is passed.
+        kept: what goes back reads of what goes forward.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    start: fx.Node
+    images: fx.Node
+    end: fx.Node
+    pool: Pooling
+    activation: Activated | None
+    kept: frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer in a step of strict inference: its value, its error, and what it gives its parent."""
+
+    convolution: Convolution
+    value: fx.Node
+    forward: _Way
+    back: _Way
+    heart: fx.Node
+    feedback: fx.Node
+
+
+def _find(heart: fx.Node, pieces: Pieces) -> Iterator[Group]:
+    layer = _layer(heart)
+    if layer is None:
+        return
+    for pull in pulls(layer.feedback, layer.convolution.x):
+        match = _match(layer, pull)
+        inner = {*match.replaced} - {*match.results}
+        if all(user in match.replaced for node in inner for user in node.users):
+            yield Group(_KERNEL, heart, (match,))
+        else:
+            declined(heart, "what it predicts is read by others than its error", _KERNEL)
+
+
+# Finding --------------------------------------------------------------------------------------------------------------
+
+
+def _layer(heart: fx.Node) -> _Layer | None:
+    """The layer whose error this operator carries back, if that error is compared in the same graph."""
+    back, items = _back(heart), items_of(heart) or {}
+    parts = compared(back.start)
+    if parts is None or 0 not in items:
+        return None
+    value, prediction = parts
+    forward = _forward(prediction)
+    if forward is None:
+        declined(heart, "its prediction is more than a convolution, an activation and a pooling", _KERNEL)
+        return None
+    given, found = convolution(forward.end), convolution(heart)
+    if given is None or found is None:
+        return None
+    if set(items) > {0}:
+        declined(heart, "its weights learn in the same step", _KERNEL)
+        return None
+    same = (found.x, found.weight, found.form) == (given.x, given.weight, given.form)
+    passed = (back.pool, back.activation) == (forward.pool, forward.activation) and back.kept <= forward.kept
+    if not same or not passed or not _fits(value, forward, back):
+        declined(heart, "its error is carried back another way than it came", _KERNEL)
+        return None
+    return _Layer(given, value, forward, back, heart, items[0])
+
+
+def _back(heart: fx.Node) -> _Way:
+    end: fx.Node = heart.args[0]  # type: ignore[assignment]
+    node, nodes, kept, activation = end, [], set(), None
+    if (slope := sloped(node)) is not None:
+        nodes.append(node)
+        node, activation = slope.error, slope.activation
+        kept.add(slope.residual)
+    pool = pooling_backward(node)
+    if pool is not None:
+        nodes.append(node)
+        kept.update([argument(node, "self"), *([argument(node, "indices")] if pool.kind == "max" else [])])
+        node = argument(node, "grad_output")
+    start, views = _behind_views(node)
+    return _Way((*nodes, *views), start, node, end, pool or NO_POOL, activation, frozenset(kept))
+
+
+def _forward(prediction: fx.Node) -> _Way | None:
+    images, views = _behind_views(prediction)
+    node, nodes, kept = images, [*views], set()
+    if node.target is operator.getitem and node.args[1] == 0:
+        nodes += (items_of(node.args[0]) or {}).values()  # type: ignore[arg-type]
+        kept.update(nodes[len(views) :])
+        node = node.args[0]  # type: ignore[assignment]
+    pool = pooling(node)
+    if pool is not None:
+        nodes.append(node)
+        node = argument(node, "self")
+    activation = activated(node)
+    kept.add(node)
+    if activation is not None:
+        nodes.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+        kept.add(node)
+    if node.target is not _aten.convolution.default:
+        return None
+    return _Way(tuple(nodes), prediction, images, node, pool or NO_POOL, activation, frozenset(kept))
+
+
+def _behind_views(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """What a node is a view of, and the views."""
+    views: list[fx.Node] = []
+    while node.target in VIEWS:
+        views.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+    return node, tuple(views)
+
+
+def _fits(value: fx.Node, forward: _Way, back: _Way) -> bool:
+    """Whether value, prediction and error have one shape, and can be viewed as images where these have another."""
+    kinds = [node.meta["val"] for node in (value, forward.start, back.start)]
+    images = [node.meta["val"] for node in (forward.images, back.images)]
+    if len({kind.shape for kind in kinds}) > 1 or images[0].shape != images[1].shape:
+        return False
+    return kinds[0].shape == images[0].shape or all(kind.is_contiguous() for kind in (*kinds, *images))
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def _match(layer: _Layer, pull: Pull) -> Match:
+    found, back, forward = layer.convolution, layer.back, layer.forward
+    passed = (forward.end, *forward.nodes, back.start, *back.nodes, layer.heart, *pull.nodes)
+    read = (layer.value, found.x, found.weight, found.bias, *pull.inputs)
+
+    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+        def if_any(node: fx.Node | None) -> fx.Node | None:
+            return None if node is None else at(node)
+
+        kinds = back.images.meta["val"], pull.result.meta["val"]
+        named = forward.activation or Activated("identity")
+        args = (
+            at(found.x),
+            at(found.weight),
+            if_any(found.bias),
+            view(graph, at(layer.value), kinds[0]),
+            if_any(pull.siblings),
+            if_any(pull.parent_error),
+            1.0 if pull.step_size is None else at(pull.step_size),
+            named.name,
+            named.negative_slope,
+            found.form,
+            forward.pool.kind,
+            forward.pool.window,
+            convolution_precision(),
+            *(tuple(kind.stride()) for kind in kinds),
+        )
+        node = call(graph, step_images, args, _KERNEL)
+        node.meta["val"] = kinds
+        error, given = (item(graph, node, place, kind) for place, kind in enumerate(kinds))
+        return [view(graph, error, back.start.meta["val"]), given]
+
+    inputs = tuple(dict.fromkeys(node for node in read if node is not None))
+    return Match(_KERNEL, tuple(dict.fromkeys(passed)), (back.start, pull.result), inputs, write)
+
+
+PATTERN = GroupPattern(frozenset([_aten.convolution_backward.default]), _find)
