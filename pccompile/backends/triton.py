@@ -77,7 +77,7 @@ def rewrite_together(pieces: Pieces, choose: Choose) -> None:
             reasons = []
             for group in pattern.find(heart, pieces):
                 if not all(Order(match.graph).takes(match) for match in group.matches):
-                    reasons.append("its results are read too early")
+                    reasons.append("its results are read elsewhere or too early")
                     continue
                 taken, reason = choose(*group.matches)
                 if taken:

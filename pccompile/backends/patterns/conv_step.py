@@ -75,43 +75,40 @@ class _Layer:
 
 def _find(heart: fx.Node, pieces: Pieces) -> Iterator[Group]:
     layer = _layer(heart)
-    if layer is None:
-        return
-    for pull in pulls(layer.feedback, layer.convolution.x):
-        match = _match(layer, pull)
-        inner = {*match.replaced} - {*match.results}
-        if all(user in match.replaced for node in inner for user in node.users):
-            yield Group(_KERNEL, heart, (match,))
-        else:
-            declined(heart, "what it predicts is read by others than its error", _KERNEL)
+    if layer is not None:
+        for pull in pulls(layer.feedback, layer.convolution.x):
+            yield Group(_KERNEL, heart, (_match(layer, pull),))
 
 
 # Finding --------------------------------------------------------------------------------------------------------------
 
 
 def _layer(heart: fx.Node) -> _Layer | None:
-    """The layer whose error this operator carries back, if that error is compared in the same graph."""
-    back, items = _back(heart), items_of(heart) or {}
-    parts = compared(back.start)
-    if parts is None or 0 not in items:
+    """The layer whose error this operator carries back, if that is what one launch computes of it; or why not."""
+    items, found = items_of(heart) or {}, convolution(heart)
+    if found is None or 0 not in items or not _is_predicted(found, heart.graph):
         return None
-    value, prediction = parts
-    forward = _forward(prediction)
-    if forward is None:
-        declined(heart, "its prediction is more than a convolution, an activation and a pooling", _KERNEL)
+    back = _back(heart)
+    value, prediction = compared(back.start) or (None, None)
+    forward = None if prediction is None else _forward(prediction)
+    if value is None or forward is None or not _fits(value, forward, back):
+        declined(heart, "its error is not v - pool(act(x * W + b))", _KERNEL)
         return None
-    given, found = convolution(forward.end), convolution(heart)
-    if given is None or found is None:
+    given = convolution(forward.end)
+    passed = (back.pool, back.activation) == (forward.pool, forward.activation) and back.kept <= forward.kept
+    if given is None or (given.x, given.weight, given.form) != (found.x, found.weight, found.form) or not passed:
+        declined(heart, "its error is not carried back the way it came", _KERNEL)
         return None
-    if set(items) > {0}:
+    if len(items) > 1:
         declined(heart, "its weights learn in the same step", _KERNEL)
         return None
-    same = (found.x, found.weight, found.form) == (given.x, given.weight, given.form)
-    passed = (back.pool, back.activation) == (forward.pool, forward.activation) and back.kept <= forward.kept
-    if not same or not passed or not _fits(value, forward, back):
-        declined(heart, "its error is carried back another way than it came", _KERNEL)
-        return None
     return _Layer(given, value, forward, back, heart, items[0])
+
+
+def _is_predicted(found: Convolution, graph: fx.Graph) -> bool:
+    """Whether what a convolution would be computed from is what one is computed from in this graph, as in a step."""
+    predicted = graph.find_nodes(op="call_function", target=_aten.convolution.default)
+    return any(node.args[:2] == (found.x, found.weight) for node in predicted)
 
 
 def _back(heart: fx.Node) -> _Way:

@@ -1,0 +1,167 @@
+"""In a loop of strict inference a hidden convolution is one launch a step, and the gradients stay the eager ones."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_patterns_numerics import cifar_cnn, images, mnist_cnn, resnet
+from test_triton_numerics import ACTIVATIONS, agree, compiled, norm, step
+from torch import nn
+
+import pccompile
+
+RULE = pccompile.Strict(steps=4, step_size=0.3)
+
+
+def strided():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh()),
+        *(nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.Tanh()),
+        *(nn.Conv2d(6, 6, (2, 1), dilation=2, groups=3), nn.LeakyReLU(0.2)),
+        *(nn.Conv2d(6, 6, 1, groups=6), nn.Sigmoid(), nn.Flatten(), nn.Linear(18, 3)),
+    )
+
+
+class Skip(nn.Module):
+    """A block that adds what it reads, and a hidden convolution behind it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 2)
+        self.head = nn.Linear(18, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        h = h + torch.relu(self.b(h))
+        return self.head(F.silu(self.c(h)).flatten(1))
+
+
+def every_step(pc):
+    return [row for row in pc.backend_report() if row.phase == "every step"]
+
+
+def launches_of_a_step(pc, x, y):
+    """What one step of inference more launches."""
+    found = []
+    for steps in (3, 4):
+        pc.rule = pccompile.Strict(steps=steps, step_size=0.3)
+        found.append(step(pc, x, y)[1])
+    return found[1] - found[0]
+
+
+OUTPUT = {"linear_predict": 1, "linear_error": 1}
+
+
+@pytest.mark.parametrize(
+    "make, channels, size, expected",
+    [
+        (mnist_cnn, 1, 8, {"conv_step": 1, "linear_step": 2, **OUTPUT}),
+        (cifar_cnn, 2, 6, {"conv_step": 2, **OUTPUT}),
+        (strided, 2, 5, {"conv_step": 3, **OUTPUT}),
+        (Skip, 2, 4, {"conv_step": 1, "conv_predict": 1, "conv_error": 1, **OUTPUT}),
+    ],
+    ids=["mnist", "cifar", "strided", "skip"],
+)
+def test_a_hidden_convolution_is_one_launch_in_every_step(device, make, channels, size, expected):
+    pc, given = compiled(make(), device), images(device, channels, size)
+    agree(pc, RULE, *given, tolerance=3e-5)
+    launches = launches_of_a_step(pc, *given)
+    launches.pop("pointwise", None)
+    assert launches == expected
+    rows = every_step(pc)
+    assert sum(row.kernel == "conv_step" for row in rows) == expected["conv_step"]
+    assert not [row for row in rows if row.kernel == "aten" and row.operations]  # no convolution is left
+
+
+def test_the_report_says_what_is_not_one_launch_and_why(device):
+    pc = compiled(Skip(), device)
+    agree(pc, RULE, *images(device, 2, 4))
+    told = {(row.vertices[0], row.kernel): row.reason for row in every_step(pc)}
+    assert told["c", "conv_step"] == "not measured"
+    assert told["b", "conv_error"] == "not measured; no conv_step: its error is not v - pool(act(x * W + b))"
+    assert "runs in the every step as: conv_step (not measured)" in pc.explain("c")
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, nn.Identity()], ids=str)
+def test_every_activation_with_a_pooling_and_without(device, activation):
+    torch.manual_seed(0)
+    pooled = nn.Conv2d(3, 3, 2), activation, nn.MaxPool2d(2), nn.Conv2d(3, 2, 1, bias=False), activation
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), *pooled, nn.Flatten(), nn.Linear(8, 3))
+    launches = agree(compiled(model, device), RULE, *images(device, 2, 5), tolerance=3e-5)
+    assert launches["conv_step"] == 2 * 3  # two layers, in all steps but the first
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pccompile.Strict(4, 0.2, "momentum", 0.6, learn_errors="previous"),
+        pccompile.Strict(3, 0.02, "adam", batch_energy="as_given"),
+        pccompile.Strict(4, 0.2, tolerance=1e-9),
+        pccompile.Strict(2, 0.2),
+    ],
+    ids=["momentum", "adam", "tolerance", "two steps"],
+)
+def test_options_of_the_rule(device, rule):
+    launches = agree(compiled(cifar_cnn(), device), rule, *images(device, 2, 6), tolerance=1e-4)
+    assert launches["conv_step"] == 2 * (rule.steps - 1)
+
+
+def test_energies_of_every_step(device):
+    pc, (x, y) = compiled(cifar_cnn(), device), images(device, 2, 6)
+    pc.rule, pc.record_energies, energies = RULE, True, []
+    for pc.backend in ("eager", "triton"):
+        pc.loss(x, y).backward()
+        energies.append(pc.energies)
+    assert energies[1] == pytest.approx(energies[0], rel=1e-5)
+
+
+def test_two_children_of_one_parent_and_every_node_a_vertex(device):
+    pc, given = compiled(resnet(), device), images(device, 2, 4)
+    assert agree(pc, pccompile.Strict(3, 0.1), *given)["conv_step"] == 3 * 2
+    calls = [line for line in pc.code.splitlines() if "step_images(" in line]
+    siblings = [line.split("step_images(")[1].split(", ")[4] for line in calls]
+    assert sum(argument != "None" for argument in siblings) == 1
+
+    model = cifar_cnn().to(device)
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy, dynamic=False, verify=False, vertices="nodes")
+    launches = agree(pc, pccompile.Strict(4, 0.1), *given_of(device), tolerance=1e-4)
+    assert launches["conv_step"] == 2 * 3
+
+
+def given_of(device):
+    return images(device, 2, 6)
+
+
+def test_images_that_are_channels_last(device):
+    model = strided().to(memory_format=torch.channels_last)
+    x, y = images(device, 2, 5)
+    launches = agree(compiled(model, device), RULE, x.to(memory_format=torch.channels_last), y, tolerance=3e-5)
+    assert launches["conv_step"] >= 2 * 3
+
+
+def test_float32_is_as_near_to_float64_as_rounding_lets_it_be(device):
+    model, (x, y) = cifar_cnn(), images(device, 2, 6)
+    exact = compiled(copy.deepcopy(model).double(), device)
+    exact.rule, exact.backend = RULE, "eager"
+    pc = compiled(model, device)
+    pc.rule, pc.backend = RULE, "triton"
+    (theirs, _), (ours, launches) = step(exact, x.double(), y), step(pc, x, y)
+    assert launches["conv_step"]
+    largest = max(map(norm, theirs[1:]))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert norm(mine - other) <= 1e-5 * max(norm(other), 0.1 * largest)
+
+
+def test_float64_runs_as_operators_and_the_report_says_why(device):
+    pc, (x, y) = compiled(cifar_cnn().double(), device), images(device, 2, 6)
+    assert not agree(pc, RULE, x.double(), y, tolerance=1e-12)
+    assert {row.reason for row in every_step(pc) if row.operations} == {"float64 has no kernel"}
+
+
+def test_under_autocast_convolutions_are_bfloat16_and_gradients_stay_near(device):
+    pc = compiled(cifar_cnn(), device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        agree(pc, RULE, *images(device, 2, 6), tolerance=5e-2)
