@@ -127,7 +127,7 @@ def is_own(node: fx.Node) -> bool:
 
 
 def declined(node: fx.Node, reason: str, kernel: str = "") -> None:
-    """Leave a node to the operators or, where one kernel only does not take it, to others, and say why in the report."""
+    """Leave a node to the operators (or to other kernels than one), and say why in the report."""
     node.meta.setdefault("declined", reason)
     if kernel:
         node.meta.setdefault("left_by", f"no {kernel}: {reason}")
