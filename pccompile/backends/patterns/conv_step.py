@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -41,7 +42,7 @@ _KERNEL = "conv_step"
 
 @dataclass(frozen=True)
 class _Way:
-    """From a prediction or an error, which may be a view of images, to the convolution.
+    """From a prediction or an error, which may be a view (the prediction also a copy) of images, to the convolution.
 
     Attributes:
         nodes: what is passed, but for the convolution and the error themselves.
@@ -123,12 +124,12 @@ def _back(heart: fx.Node) -> _Way:
         nodes.append(node)
         kept.update([argument(node, "self"), *([argument(node, "indices")] if pool.kind == "max" else [])])
         node = argument(node, "grad_output")
-    start, views = _behind_views(node)
+    start, views = _behind(node, VIEWS)
     return _Way((*nodes, *views), start, node, end, pool or NO_POOL, activation, frozenset(kept))
 
 
 def _forward(prediction: fx.Node) -> _Way | None:
-    images, views = _behind_views(prediction)
+    images, views = _behind(prediction, (*VIEWS, _aten.clone.default))
     node, nodes, kept = images, [*views], set()
     if node.target is operator.getitem and node.args[1] == 0:
         nodes += (items_of(node.args[0]) or {}).values()  # type: ignore[arg-type]
@@ -149,22 +150,22 @@ def _forward(prediction: fx.Node) -> _Way | None:
     return _Way(tuple(nodes), prediction, images, node, pool or NO_POOL, activation, frozenset(kept))
 
 
-def _behind_views(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-    """What a node is a view of, and the views."""
-    views: list[fx.Node] = []
-    while node.target in VIEWS:
-        views.append(node)
+def _behind(node: fx.Node, operators: Sequence[Any]) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """What a node is a view (or a copy) of, and the nodes in between."""
+    passed: list[fx.Node] = []
+    while node.target in operators:
+        passed.append(node)
         node = node.args[0]  # type: ignore[assignment]
-    return node, tuple(views)
+    return node, tuple(passed)
 
 
 def _fits(value: fx.Node, forward: _Way, back: _Way) -> bool:
     """Whether value, prediction and error have one shape, and can be viewed as images where these have another."""
-    kinds = [node.meta["val"] for node in (value, forward.start, back.start)]
-    images = [node.meta["val"] for node in (forward.images, back.images)]
-    if len({kind.shape for kind in kinds}) > 1 or images[0].shape != images[1].shape:
+    mine, predicted, error = (node.meta["val"] for node in (value, forward.start, back.start))
+    images = back.images.meta["val"]
+    if not (mine.shape == predicted.shape == error.shape and images.shape == forward.images.meta["val"].shape):
         return False
-    return kinds[0].shape == images[0].shape or all(kind.is_contiguous() for kind in (*kinds, *images))
+    return mine.shape == images.shape or all(kind.is_contiguous() for kind in (mine, error, images))
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
