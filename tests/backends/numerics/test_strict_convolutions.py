@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from emulated_graphs import EmulatedRecorder
 from test_patterns_numerics import cifar_cnn, images, mnist_cnn, resnet
 from test_triton_numerics import ACTIVATIONS, agree, compiled, norm, step
 from torch import nn
 
 import pccompile
+from pccompile.backends import aten
 
 RULE = pccompile.Strict(steps=3, step_size=0.3)
 
@@ -129,6 +131,25 @@ def test_every_node_a_vertex(device):
     pc = pccompile.compile(model, loss_fn=F.cross_entropy, dynamic=False, verify=False, vertices="nodes")
     launches = agree(pc, RULE, *images(device, 2, 5), tolerance=1e-4)
     assert launches["conv_step"] == 2 * 2
+
+
+def test_training_is_the_same_when_its_launches_are_recorded(device, monkeypatch):
+    if device == "cpu":
+        monkeypatch.setattr(aten, "recorder_of", lambda devices: EmulatedRecorder())
+    (x, y), weights = images(device, 2, 5), []
+    for cuda_graph in (True, False):
+        model = small().to(device)
+        options = {"backend": "triton", "dynamic": False, "verify": False, "cuda_graph": cuda_graph}
+        pc = pccompile.compile(model, RULE, F.cross_entropy, **options)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for scale in (1.0, 0.5, 2.0, 1.5):
+            optimizer.zero_grad()
+            pc.loss(scale * x, y).backward()
+            optimizer.step()
+        assert pc._latest.backend.latest.recorder is not None or not cuda_graph
+        weights.append([parameter.detach() for parameter in model.parameters()])
+    for recorded, plain in zip(*weights, strict=True):
+        torch.testing.assert_close(recorded, plain)
 
 
 def test_images_that_are_channels_last(device):
