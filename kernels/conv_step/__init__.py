@@ -4,7 +4,7 @@ Mathematics, for the parent's value x (batch, channels, height, width), this ver
 f = pool(act(x * W + b)):
 
     Predict   mu = f(x)
-    Compare   e  = v - mu
+    Compare   e  = v - mu                            mu rounded as v is: what has not moved has no error
     feedback     = W^T * (act'(z) unpool(e))      J^T e, with respect to x
 
 and, where it is asked for, the parent's move, by its own error of the same step:
@@ -32,6 +32,7 @@ e, s Y more for what act' is read from, s X for the feedback. W is read by every
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch
     operator.py        conv_step, the torch.library operator pccompile::conv_step
+    images.py          the same for callers that have checked
     configurations.py  tiles, bands, warps and stages per architecture
 """
 

@@ -45,6 +45,15 @@ def _windows_read(first, end, bands_end, sizes, GEOMETRY: tl.constexpr, POOLING:
 
 
 @triton.jit
+def _as_stored(prediction, value, UPCAST: tl.constexpr):
+    """A prediction rounded as values are, so that one that has not moved has no error, rather than its rounding's."""
+    if UPCAST and value.dtype == tl.bfloat16:  # the interpreter would cut off what it should round
+        bits = prediction.to(tl.uint32, bitcast=True)
+        prediction = (bits + (((bits >> 16) & 1) + 0x7FFF)).to(tl.float32, bitcast=True)
+    return prediction.to(value.dtype).to(tl.float32)
+
+
+@triton.jit
 def conv_step_kernel(
     x_ptr,  # (batch, channels, height, width)
     weight_ptr,  # (out, channels / groups, kernel height, kernel width)
@@ -157,7 +166,7 @@ def conv_step_kernel(
         )
         tl.store(
             error_ptr + image_offsets(windows[0], outputs, windows[1], windows[2], error_strides),
-            (value.to(tl.float32) - prediction).to(error_ptr.dtype.element_ty),
+            (value.to(tl.float32) - _as_stored(prediction, value, UPCAST)).to(error_ptr.dtype.element_ty),
             mask=mask,
         )
         if POOLING[0] == "max":

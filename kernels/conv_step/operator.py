@@ -60,8 +60,8 @@ def conv_step(
 ) -> ConvStep:
     """Predict, Compare and what Infer of the parent needs, in one launch; with the parent's error, its Infer as well.
 
-    Not differentiable. Products are summed in float32; the error is rounded before it is carried back. Results are laid
-    out as x.
+    Not differentiable. Products are summed in float32; the prediction is rounded before it is compared, as values are,
+    and the error before it is carried back. Results are laid out as x.
 
     Args:
         x: (batch, channels, height, width), the parent's value; float32, bfloat16 or float16, any strides.

@@ -44,7 +44,8 @@ def conv_step_reference(
 
     Returns:
         The error, its residual (None for the identity), its argmax (None but under a maximum), and W^T * d + siblings
-        or x + step_size (W^T * d + siblings - parent_error). d is formed from the rounded error, as the kernel's is.
+        or x + step_size (W^T * d + siblings - parent_error). The prediction is rounded before it is compared, and d is
+        formed from the rounded error, as in the kernel.
 
     Raises:
         UsageError: there is no such activation.
@@ -55,7 +56,7 @@ def conv_step_reference(
     given_bias = None if bias is None else bias.to(accumulated)
     exact = x.to(accumulated), weight.to(accumulated)
     prediction, residual, argmax = conv_predict_reference(*exact, given_bias, activation, **convolution)
-    error = (value.to(accumulated) - prediction).to(x.dtype)
+    error = (value.to(accumulated) - prediction.to(x.dtype).to(accumulated)).to(x.dtype)
     kept = None if residual is None else residual.to(x.dtype)
     read = error.to(accumulated), None if kept is None else kept.to(accumulated), argmax
     feedback, _, _ = conv_error_reference(*read, *exact, activation, **convolution)

@@ -25,7 +25,7 @@ from pccompile.lowering.expand import FlatPiece
 
 if TYPE_CHECKING:
     from pccompile.backends.patterns import Match
-    from pccompile.backends.patterns.pieces import Pieces
+    from pccompile.backends.patterns.pieces import Group, Pieces
 
 __all__ = ["is_installed", "with_groups", "with_kernels"]
 
@@ -74,18 +74,26 @@ def rewrite_together(pieces: Pieces, choose: Choose) -> None:
 
     for pattern in GROUPS:
         for heart in pieces.nodes(pattern.hearts):
-            group = pattern.find(heart, pieces)
-            if group is None:
-                continue
-            fits = all(Order(match.graph).takes(match) for match in group.matches)
-            taken, reason = choose(*group.matches) if fits else (False, "its results are read too early")
-            if not taken:
-                declined(heart, reason)
-                continue
-            for match in group.matches:
-                Order(match.graph).put(match, _row(match, match.kernel, reason))
-            for node, kind in group.changed.items():
-                node.meta["val"] = kind
+            reasons = []
+            for group in pattern.find(heart, pieces):
+                if not all(Order(match.graph).takes(match) for match in group.matches):
+                    reasons.append("its results are read elsewhere or too early")
+                    continue
+                taken, reason = choose(*group.matches)
+                if taken:
+                    _put(group, reason)
+                    break
+                reasons.append(reason)
+            else:
+                if reasons:
+                    declined(heart, reasons[-1], group.kernel)
+
+
+def _put(group: Group, reason: str) -> None:
+    for match in group.matches:
+        Order(match.graph).put(match, _row(match, match.kernel, reason))
+    for node, kind in group.changed.items():
+        node.meta["val"] = kind
 
 
 def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
@@ -124,7 +132,8 @@ def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
 def _row(match: Match, kernel: str, reason: str) -> Row:
     tensors = sum(bytes_in(match.kind(node)) for node in {*match.inputs, *match.results})
     operations = sum(map(operations_of, match.replaced))
-    return Row(covered(match.replaced), kernel, reason, match.launches, tensors, operations)
+    others = dict.fromkeys(node.meta["left_by"] for node in match.replaced if "left_by" in node.meta)
+    return Row(covered(match.replaced), kernel, "; ".join([reason, *others]), match.launches, tensors, operations)
 
 
 def _left(match: Match, reason: str) -> Row:

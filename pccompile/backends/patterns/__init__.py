@@ -12,6 +12,7 @@ groups of matches, those that write and those that read.
     contributions.py  results of an error sweep: their gains, and the sums that they go into
     activations.py    which ATen operators are the kernels' activations and their derivatives
     convolutions.py   convolutions and poolings that the kernels take
+    steps.py          what a step of strict inference has around a layer
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pccompile.backends.patterns import (
     conv_error,
     conv_pool,
     conv_predict,
+    conv_step,
     cross_entropy,
     embedding_error,
     linear_error,
@@ -34,7 +36,7 @@ from pccompile.backends.patterns.pieces import GroupPattern
 
 __all__ = ["GROUPS", "PATTERNS", "Match", "Pattern"]
 
-GROUPS: tuple[GroupPattern, ...] = (conv_pool.PATTERN, cross_entropy.PATTERN)
+GROUPS: tuple[GroupPattern, ...] = (conv_step.PATTERN, conv_pool.PATTERN, cross_entropy.PATTERN)
 
 PATTERNS: tuple[Pattern, ...] = (
     conv_predict.PATTERN,

@@ -7,7 +7,7 @@ positions as int64, the graphs hand on what the kernel keeps, under the same key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,21 +46,21 @@ class _Site:
         return [node for node in dict.fromkeys((self.a, self.z, self.indices)) if node is not None]
 
 
-def _find(node: fx.Node, pieces: Pieces) -> Group | None:
+def _find(node: fx.Node, pieces: Pieces) -> Iterator[Group]:
     site = _site(node)
     if site is None:
-        return None
+        return
     names = {kept: pieces.names(kept) for kept in site.kept}
     if any(found is None for found in names.values()):
         declined(node, "what it keeps is read by others than its error")
-        return None
+        return
     stands_for = {name: kept for kept, found in names.items() for name in found or ()}
     users = {user for found in names.values() for user in readers(found or ())} - {site.a, site.node}
     kinds = {name: _kind(site, kept) for name, kept in stands_for.items()}
     ways = [_way_back(user, site, stands_for, kinds) for user in users if pooling_backward(user) == site.pool]
     if any(way is None for way in ways) or not users <= {n for way in ways if way is not None for n in way.replaced}:
         declined(node, "what it keeps is read by others than its error")
-        return None
+        return
     read = [kept for kept in site.kept if kept.users.keys() - {site.a, site.node}]
     results = {site.pooled: OUTPUT, **{kept: _place(site, kept) for kept in read}}
     replaced = (site.z, site.a, site.node, site.pooled, *site.kept)
@@ -68,7 +68,7 @@ def _find(node: fx.Node, pieces: Pieces) -> Group | None:
         site.convolution, replaced, results, site.activation, site.pool, {kept: kinds[kept] for kept in read}
     )
     changed = {name: kinds[name] for name in stands_for if name.op == "placeholder"}
-    return Group("conv_predict", node, (*(way for way in ways if way is not None), writer), changed)
+    yield Group("conv_predict", node, (*(way for way in ways if way is not None), writer), changed)
 
 
 def _site(node: fx.Node) -> _Site | None:

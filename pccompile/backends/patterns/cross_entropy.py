@@ -6,7 +6,7 @@ hand it on under log_softmax's key. The error reads the logits again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,10 @@ class _Site:
         return made[0], made[1]
 
 
-def _find(node: fx.Node, pieces: Pieces) -> Group | None:
+def _find(node: fx.Node, pieces: Pieces) -> Iterator[Group]:
     site = _site(node)
     if site is None:
-        return None
+        return
     names = [pieces.names(kept) for kept in site.kept]
     stands_for = {name: kept for kept, found in zip(site.kept, names, strict=True) for name in found or ()}
     users = {user for found in names for user in readers(found or ())} - {site.node}
@@ -61,10 +61,10 @@ def _find(node: fx.Node, pieces: Pieces) -> Group | None:
     taken = {n for way in ways if way is not None for n in way.replaced}
     if any(found is None for found in names) or any(way is None for way in ways) or not users <= taken:
         declined(node, "its logarithms are read by others than its error")
-        return None
+        return
     kinds = dict(zip(site.kept, site.kinds, strict=False))
     changed = {name: kinds[kept] for name, kept in stands_for.items() if name.op == "placeholder"}
-    return Group("cross_entropy", node, (*(way for way in ways if way is not None), _writer(site, kinds)), changed)
+    yield Group("cross_entropy", node, (*(way for way in ways if way is not None), _writer(site, kinds)), changed)
 
 
 def _site(node: fx.Node) -> _Site | None:

@@ -8,7 +8,6 @@ read by somebody else as well, it stays several launches.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,13 +16,13 @@ from torch import fx
 from pccompile.backends.patterns.activations import Activated, activated, sloped
 from pccompile.backends.patterns.linear_predict import layer_of
 from pccompile.backends.patterns.match import Match, Pattern, call, item
+from pccompile.backends.patterns.steps import compared
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_step.rows import step_rows
 
 __all__ = ["PATTERN"]
 
 _aten = torch.ops.aten
-_SUBTRACTIONS = (_aten.sub.Tensor, operator.sub)
 _PRODUCTS = (_aten.addmm.default, _aten.mm.default)
 
 
@@ -31,10 +30,10 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
     d, weight = heart.args
     slope = sloped(d)  # type: ignore[arg-type]
     error = d if slope is None else slope.error
-    compared = _compared(error)  # type: ignore[arg-type]
-    if compared is None:
+    parts = compared(error)  # type: ignore[arg-type]
+    if parts is None:
         return
-    value, prediction = compared
+    value, prediction = parts
     activation = activated(prediction)
     z = prediction if activation is None else prediction.args[0]
     if (activation is None) != (slope is None) or not isinstance(z, fx.Node) or z.target not in _PRODUCTS:
@@ -57,16 +56,6 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
         return [item(graph, found, index, kind) for index, kind in enumerate(found.meta["val"])]
 
     yield Match("linear_step", replaced, (error, heart), inputs, write)  # type: ignore[arg-type]
-
-
-def _compared(error: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """v and mu, if a node is v - mu of two matrices."""
-    if error.target not in _SUBTRACTIONS or error.kwargs or len(error.args) != 2:
-        return None
-    value, prediction = error.args
-    if not isinstance(value, fx.Node) or not isinstance(prediction, fx.Node):
-        return None
-    return value, prediction
 
 
 PATTERN = Pattern("linear_step", "error", frozenset([_aten.mm.default]), _candidates)

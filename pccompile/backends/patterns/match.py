@@ -126,9 +126,11 @@ def is_own(node: fx.Node) -> bool:
     return is_call and len(node.users) == 1 and not may_be_alias(node)
 
 
-def declined(node: fx.Node, reason: str) -> None:
-    """Leave a node to the operators, and say why in the report."""
+def declined(node: fx.Node, reason: str, kernel: str = "") -> None:
+    """Leave a node to the operators (or to other kernels than one), and say why in the report."""
     node.meta.setdefault("declined", reason)
+    if kernel:
+        node.meta.setdefault("left_by", f"no {kernel}: {reason}")
 
 
 # Writing a call -------------------------------------------------------------------------------------------------------

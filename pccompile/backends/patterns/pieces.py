@@ -40,11 +40,11 @@ class GroupPattern:
 
     Attributes:
         hearts: the operators of which one is in every group.
-        find: the group around a heart, if there is one.
+        find: the groups around a heart, best first.
     """
 
     hearts: frozenset[Any]
-    find: Callable[[fx.Node, Pieces], Group | None]
+    find: Callable[[fx.Node, Pieces], Iterator[Group]]
 
 
 class Pieces:

@@ -91,7 +91,9 @@ def test_a_convolutional_network_takes_two_launches_a_layer_and_two_for_the_loss
         assert launches == {**found, "linear_predict": products, "linear_error": products, **LOSS}
         assert left(pc) == 0
     launches = agree(pc, RULES[2], *given)
-    assert launches["conv_predict"] > convolutions and launches["conv_error"] > convolutions
+    hidden = convolutions - 1  # those that the steps move: predicted at the start and at the end, all of them learn
+    assert launches["conv_predict"] == convolutions + hidden and launches["conv_error"] == convolutions
+    assert launches["conv_step"] == 2 * hidden  # in all steps but the first
 
 
 def test_a_residual_network_with_batch_normalisation(device):

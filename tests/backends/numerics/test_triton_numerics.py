@@ -294,7 +294,10 @@ def test_what_the_loop_of_strict_inference_does_not_change_is_predicted_before_i
     assert "torch.t(" not in pc.code[pc.code.index("def error_sweep_2") : pc.code.index("def error_sweep_3")]
 
 
-def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(device, monkeypatch, tmp_path):
+@pytest.fixture
+def every_time_a_microsecond(monkeypatch, tmp_path):
+    """Kernels are chosen by measurement, where nothing is recorded and all take the same time."""
+
     class Recorder:
         def __init__(self, device):
             self.device = device
@@ -310,11 +313,25 @@ def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(devi
     for often in ("_CALLS", "_WARM_UPS", "_REPETITIONS"):
         monkeypatch.setattr(choice, often, 1)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(device):
     pc = compiled(nn.Sequential(Skips(), nn.Linear(3, 3)), device)
     agree(pc, pccompile.FixedPrediction(steps=20, step_size=0.4, levelled=True), *batch(device))
     rows = [row for row in pc.backend_report() if row.operations]
     assert {row.kernel for row in rows} == {"linear_predict", "linear_error"}
     assert {row.reason for row in rows} == {"kernel 1 us, operators 1 us"}
+
+
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_a_step_of_a_convolution_is_measured_with_the_move_of_its_parent(device):
+    layers = nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    pc = compiled(nn.Sequential(*layers, nn.Linear(2, 3)), device)
+    x, y = torch.linspace(-1, 1, 18, device=device).view(2, 1, 3, 3), torch.tensor([0, 2], device=device)
+    agree(pc, pccompile.Strict(steps=3, step_size=0.1), x, y)
+    (row,) = [row for row in pc.backend_report() if row.kernel == "conv_step"]
+    assert row.vertices == ("2", "0") and row.reason == "kernel 1 us, operators 1 us"
 
 
 @pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
