@@ -22,7 +22,7 @@ from pccompile.kernels.batch_norm.channels import (
     stride_of,
     strides_of,
 )
-from pccompile.kernels.batch_norm.configurations import Configuration
+from pccompile.kernels.batch_norm.configurations import Configuration, options_for
 from pccompile.kernels.devices import architecture_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
@@ -244,7 +244,7 @@ def launch_batch_norm_error(
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
     x = branch.x
-    architecture_of(x.device)
+    architecture = architecture_of(x.device)
     outer, channels, inner = x.shape
     if x.numel() == 0:
         for each in (branch, other):
@@ -277,5 +277,5 @@ def launch_batch_norm_error(
             WIDE=needs_wide_offsets(error, residual, d, x, second.x, branch.parent_error, second.parent_error),
             BLOCK_CHANNELS=chosen.block_channels,
             BLOCK_ELEMENTS=chosen.block_elements,
-            num_warps=chosen.warps,
+            **options_for(architecture, chosen, more=d is not None or other is not None),
         )

@@ -126,23 +126,24 @@ def _entries(d: fx.Node) -> Iterator[_Entry]:
     """What the kernel computes of the error first, most first."""
     slope = sloped(d)
     if slope is not None and inner_is_one(d.meta["val"]) and inner_is_one(slope.residual.meta["val"]):
-        source, factor = _divided(slope.error, d)
-        if factor != 1:
-            yield _Entry(d, (slope.error, d), source, slope.residual, slope.activation, factor)
+        divided = _divided(slope.error, d)
+        if divided is not None:
+            source, divisor = divided
+            yield _Entry(d, (slope.error, d), source, slope.residual, slope.activation, 1.0 / divisor)
         yield _Entry(d, (d,), slope.error, slope.residual, slope.activation)
     yield _Entry(d, (), d)
 
 
-def _divided(error: fx.Node, reader: fx.Node) -> tuple[fx.Node, float]:
-    """What an error is a quotient of, and the factor; the error itself where it is none, or others read it."""
-    divisor = error.args[1] if error.target is _aten.div.Scalar and only_user(error) is reader else 0
-    if not isinstance(divisor, int | float) or divisor == 0:
-        return error, 1.0
-    source: Any = error.args[0]
+def _divided(error: fx.Node, reader: fx.Node) -> tuple[fx.Node, float] | None:
+    """What an error that nobody else reads is a quotient of, and the divisor; None if it is none."""
+    if error.target is not _aten.div.Scalar or only_user(error) is not reader:
+        return None
+    source, divisor = error.args
+    if not isinstance(source, fx.Node) or not isinstance(divisor, int | float) or divisor == 0:
+        return None
     kind = source.meta["val"]
-    # a tensor, or numbers that were expanded over the dimensions after the channels
-    expanded = kind.shape[2:].numel() > 1 and all(stride == 0 for stride in kind.stride()[2:])
-    return (source, 1.0 / divisor) if expanded or inner_is_one(kind) else (error, 1.0)
+    expanded = all(stride == 0 for stride in kind.stride()[2:])  # over the dimensions after the channels
+    return (source, divisor) if expanded or inner_is_one(kind) else None
 
 
 def _match(ways: tuple[_Way, ...], entry: _Entry) -> Match:

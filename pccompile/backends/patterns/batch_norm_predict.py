@@ -99,7 +99,8 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
                 yield _match(block)
 
 
-def _norm(node: fx.Node) -> _Norm | None:
+def _norm(node: fx.Node, beside: _Norm | None = None) -> _Norm | None:
+    """What a node is if the kernel takes it, perhaps beside another normalisation."""
     x = argument(node, "input")
     kind, items = x.meta["val"], items_of(node)
     training = argument(node, "training")
@@ -111,19 +112,21 @@ def _norm(node: fx.Node) -> _Norm | None:
         return None
     without = node.target is _NO_STATISTICS
     running = (None, None) if without else (argument(node, "running_mean"), argument(node, "running_var"))
-    return _Norm(node, items, x, argument(node, "weight"), argument(node, "bias"), running, _count_before(node))
+    count = _count_before(node, None if beside is None else beside.count)
+    return _Norm(node, items, x, argument(node, "weight"), argument(node, "bias"), running, count)
 
 
-def _count_before(norm: fx.Node) -> fx.Node | None:
-    """The count of batches that eager mode raises just before a normalisation."""
+def _count_before(norm: fx.Node, taken: fx.Node | None = None) -> fx.Node | None:
+    """The last count of batches that is raised before a normalisation and that no other has taken along."""
     node = norm.prev
-    while node.op == "call_function" and node.target not in _HEARTS:
+    while node.op == "call_function":
         kind = node.meta.get("val")
-        counts = node.target is _aten.add.Tensor and node.args[1:] == (1,) and not node.kwargs
-        if counts and isinstance(kind, torch.Tensor) and kind.dtype is torch.int64 and kind.dim() == 0:
+        raises = node.target is _aten.add.Tensor and node.args[1:] == (1,) and not node.kwargs
+        if raises and node is not taken and isinstance(kind, torch.Tensor) and "chosen" not in node.meta:
             before: Any = node.args[0]
-            same = before.op == "placeholder" and kind.device == norm.args[0].meta["val"].device  # type: ignore[union-attr]
-            return node if same and before.meta["val"].dtype is torch.int64 and "chosen" not in node.meta else None
+            is_count = kind.dtype is before.meta["val"].dtype is torch.int64 and kind.dim() == 0
+            if is_count and before.op == "placeholder" and kind.device == norm.args[0].meta["val"].device:  # type: ignore[union-attr]
+                return node
         node = node.prev
     return None
 
@@ -139,7 +142,7 @@ def _summed(block: _Block) -> Iterator[_Block]:
         return
     source = skip.args[0] if skip.target is operator.getitem and skip.args[1] == 0 else None
     if isinstance(source, fx.Node) and source.target in _HEARTS and only_user(skip) is total:
-        other = _norm(source)
+        other = _norm(source, beside=block.norms[0])
         if other is not None and _alike(other.x, block.norms[0].x):
             yield _Block((*block.norms, other), (*block.nodes, skip, total))
     yield _Block(block.norms, (*block.nodes, total), skip)
