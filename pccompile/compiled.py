@@ -27,6 +27,9 @@ __all__ = ["Compiled", "Held", "compile_captured"]
 class Backend(Protocol):
     """What executes a program; see `EagerBackend`."""
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """The clamped vertices that may be written into after the feed-forward pass."""
+
     def feed_forward(self, run: Run, clamped: dict[str, Value]) -> State:
         """Predict every vertex once."""
 

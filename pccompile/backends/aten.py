@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -24,7 +25,7 @@ from pccompile.ir.grammar import Action, Kind, Program
 from pccompile.lowering import Lowered, Quantity, lower, results_of
 from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import Expansion, FlatPiece, Key
-from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
+from pccompile.lowering.fragments import Fragment, Unsupported, fake_of, may_be_alias
 from pccompile.updates import negative
 
 __all__ = ["AtenBackend", "Compile", "Executable", "FlatState", "Together", "as_it_is", "python_of"]
@@ -234,6 +235,16 @@ class _Plan:
         if self._recorded() is state:
             self._recorded = lambda: None
 
+    @cached_property
+    def consumed(self) -> frozenset[str]:
+        """See `AtenBackend.consumed`; a sweep for fewer outputs reads no more than that for all of them."""
+        graph = self.prediction.piece.module.graph
+        kept = {key for sweep in self.sweeps.values() for stage in sweep.stages for key in stage.piece.inputs}
+        for node in graph.find_nodes(op="placeholder"):
+            if any(user.op == "output" or may_be_alias(user) for user in node.users):
+                kept.add(str(node.target))
+        return frozenset(vertex for vertex, key in self.expansion.keys.items() if key not in kept)
+
     @property
     def stages(self) -> list[_Stage]:
         """Everything that runs, in order, one error sweep after the other."""
@@ -315,6 +326,14 @@ class AtenBackend:
         """The flat graphs for inputs of these kinds, if there are any."""
         plan = self._plan(run, clamped)
         return None if plan is None else [stage.piece for stage in plan.stages]
+
+    def consumed(self, run: Run) -> frozenset[str]:
+        """The clamped vertices that nothing reads after the feed-forward pass, not even a view; none before the first.
+
+        These may be handed over as they are, whatever is written into them afterwards.
+        """
+        plan = self.plans.get(self.kind_of(run))
+        return frozenset() if plan is None else plan.consumed
 
     # Running ----------------------------------------------------------------------------------------------------------
 
