@@ -9,12 +9,9 @@ from dataclasses import dataclass
 
 from triton import next_power_of_2
 
-from pccompile.kernels.devices import Architecture
-
-__all__ = ["Configuration", "can_pool", "configuration_for", "options_for"]
+__all__ = ["Configuration", "can_pool", "configuration_for"]
 
 _SECTOR = 8  # channels side by side: as many float32 as a device reads at once
-_REGISTERS = 128  # of a thread: the compiler spills before it takes as many, and two programs still share a processor
 _APART, _ADJACENT = 2048, 256  # elements of a channel that a program holds at a time
 
 
@@ -54,9 +51,3 @@ def configuration_for(
 def can_pool(inner: int, channels_adjacent: bool) -> bool:
     """Whether a sample's elements fit into a block."""
     return bool(next_power_of_2(max(inner, 1)) <= (_ADJACENT if channels_adjacent else _APART))
-
-
-def options_for(architecture: Architecture, configuration: Configuration, more: bool) -> dict[str, int]:
-    """The options of a launch; `more`: it writes more than one error."""
-    limit = {"maxnreg": _REGISTERS} if more and architecture.startswith("sm_") else {}
-    return {"num_warps": configuration.warps, **limit}

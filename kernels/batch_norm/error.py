@@ -22,8 +22,8 @@ from pccompile.kernels.batch_norm.channels import (
     stride_of,
     strides_of,
 )
-from pccompile.kernels.batch_norm.configurations import Configuration, options_for
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.batch_norm.configurations import Configuration
+from pccompile.kernels.devices import architecture_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
@@ -136,12 +136,17 @@ def batch_norm_error_kernel(
         if HAS_OTHER:
             other_along = other_along / elements
             other_scale = _scale(other, other_strides, channel, inside, other_rstd, OTHER_ASKED)
+        if KEEP_D:
+            tl.debug_barrier()
         for block in range(0, blocks):
             sample, position, there = places_of(block, outer, inner, WIDE, BLOCK_ELEMENTS, 0)
             within = there[:, None] & inside[None, :]
-            d = _entering(
-                entry, entry_strides, channel, sample, position, within, error_factor, negative_slope, ACTIVATION
-            )
+            if KEEP_D:  # as it was written: one tensor instead of two
+                d = load_elements(entry[2], entry_strides[2], channel, sample, position, within)
+            else:
+                d = _entering(
+                    entry, entry_strides, channel, sample, position, within, error_factor, negative_slope, ACTIVATION
+                )
             d -= shift[None, :]
             if ASKED[1]:
                 normal = _normal(branch, branch_strides, channel, sample, position, within, mean, rstd)
@@ -253,6 +258,8 @@ def launch_batch_norm_error(
         return
     chosen = configuration or chosen_for(x)
     second = branch if other is None else other
+    # of several errors the compiler would rather spill than use more registers
+    registers = registers_of(architecture) if d is not None or other is not None else None
     count_launch("batch_norm_error")
     with torch.cuda.device_of(x):
         batch_norm_error_kernel[(triton.cdiv(channels, chosen.block_channels),)](
@@ -277,5 +284,6 @@ def launch_batch_norm_error(
             WIDE=needs_wide_offsets(error, residual, d, x, second.x, branch.parent_error, second.parent_error),
             BLOCK_CHANNELS=chosen.block_channels,
             BLOCK_ELEMENTS=chosen.block_elements,
-            **options_for(architecture, chosen, more=d is not None or other is not None),
+            num_warps=chosen.warps,
+            **({} if registers is None else {"maxnreg": registers}),
         )

@@ -85,4 +85,5 @@ LAUNCHES = {
     "skip_last": Launch(partial(_block, outer=256, channels=512, inner=7 * 7, last=True), **_BLOCK),
     "two": Launch(partial(_block, outer=256, channels=512, inner=7 * 7, twice=True), **_BLOCK),
     "two_last": Launch(partial(_block, outer=256, channels=512, inner=7 * 7, last=True, twice=True), **_BLOCK),
+    "two_wide": Launch(partial(_block, outer=65536, channels=1024, inner=7 * 7, twice=True), **_PLAIN),
 }
