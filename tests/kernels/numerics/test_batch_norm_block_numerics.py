@@ -117,7 +117,7 @@ def test_any_tiles_give_the_same_and_nothing_beside_the_targets_is_touched(devic
         made.append(
             Branch(strided(x), weight, bias, mean, var, *kept, *moved, *numbers, count, torch.zeros_like(count))
         )
-    output, pooled = strided(torch.full((6, 5, 7), torch.nan)), strided(torch.full((6, 5), torch.nan))
+    output, pooled = (strided(torch.full(shape, torch.nan, device=device)) for shape in ((6, 5, 7), (6, 5)))
     configuration = Configuration(*blocks, warps=4)
     launch_batch_norm_predict(
         made[0], output, other=made[1], pooled=pooled, activation="relu", configuration=configuration
