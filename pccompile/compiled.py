@@ -27,6 +27,9 @@ __all__ = ["Compiled", "Held", "compile_captured"]
 class Backend(Protocol):
     """What executes a program; see `EagerBackend`."""
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """The clamped vertices that may be written into after the feed-forward pass."""
+
     def feed_forward(self, run: Run, clamped: dict[str, Value]) -> State:
         """Predict every vertex once."""
 
@@ -102,8 +105,13 @@ class Compiled:
     def place_of_node(self) -> dict[str, tuple[str, int]]:
         """For each FX node whose value is kept: the vertex that it is a component of, and the component's position."""
         kept = results_of(self.program)
-        vertices = [vertex for vertex in self.program.vertices if ("value", vertex.name) in kept]
-        return {c.node: (vertex.name, position) for vertex in vertices for position, c in enumerate(vertex.components)}
+        return {
+            component.node: (vertex.name, position)
+            for vertex in self.program.vertices
+            if ("value", vertex.name) in kept
+            for position, component in enumerate(vertex.components)
+            if vertex.follows or not component.free
+        }
 
     @cached_property
     def tracked_outputs(self) -> list[bool]:

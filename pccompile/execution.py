@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import Function, FunctionCtx
 
+from pccompile.backends.cudagraph import copy_together
 from pccompile.backends.run import Run, State
 from pccompile.capture import leaf_value
 from pccompile.compiled import Compiled, Held
@@ -72,15 +73,18 @@ class Execution:
         clamped = dict(self.held.clamped)
         for vertex, index in compiled.inputs:
             clamped[vertex] = (self.flat_inputs[index],)
-        for vertex, node in compiled.changed:
-            clamped[vertex] = (self._leaf(node).detach().clone(),)
+        if compiled.changed:
+            consumed = compiled.backend.consumed(run)
+            for vertex, node in compiled.changed:
+                value = self._leaf(node).detach()
+                clamped[vertex] = (value if vertex in consumed else value.clone(),)
         self.state = compiled.backend.feed_forward(run, clamped)
         if run.rule.needs_loss:
             run.loss_scale = self._loss_scale()
-        for effect in captured.effects:
+        if captured.effects:
+            written = [leaf_value(e.leaf, self.model, self.loss_fn, self.flat_inputs) for e in captured.effects]
             with torch.no_grad():
-                written = leaf_value(effect.leaf, self.model, self.loss_fn, self.flat_inputs)
-                written.copy_(self._computed(effect.node))
+                copy_together(written, [self._computed(effect.node) for effect in captured.effects])
         if captured.loss is not None:
             return [self._computed(captured.loss)]
         return [

@@ -166,6 +166,24 @@ def batch_norm_error(batch: int, channels: int, size: int) -> Traffic:
     return Traffic("batch_norm, error", f"{batch} x {channels} x {size} x {size}", 3 * S * elements, 5 * S * elements)
 
 
+def batch_norm_block_predict(batch: int, channels: int, size: int, normalised: bool) -> Traffic:
+    """relu(normalised + skip); each normalised tensor is read twice. Unfused: 3 passes a normalisation, 3 a sum, 2."""
+    elements = batch * channels * size * size
+    name = f"batch_norm, prediction with a {'normalised ' if normalised else ''}skip"
+    moved, unfused = (5, 11) if normalised else (4, 8)
+    shape = f"{batch} x {channels} x {size} x {size}"
+    return Traffic(name, shape, 3 * S * elements, moved * S * elements, unfused * S * elements)
+
+
+def batch_norm_block_error(batch: int, channels: int, size: int, normalised: bool) -> Traffic:
+    """The error of the same: a skip that is not normalised gets d, which is written once and read once."""
+    elements = batch * channels * size * size
+    name = f"batch_norm, error with a {'normalised ' if normalised else ''}skip"
+    minimum, moved, unfused = (6, 10, 13) if normalised else (5, 7, 8)
+    shape = f"{batch} x {channels} x {size} x {size}"
+    return Traffic(name, shape, minimum * S * elements, moved * S * elements, unfused * S * elements)
+
+
 def embedding_error(uses: int, columns: int, rows_used: int) -> Traffic:
     """After the sort, whose indices are int64, as is its permutation."""
     minimum = S * uses * columns + S * rows_used * columns + 8 * uses
@@ -241,6 +259,8 @@ EXAMPLES = (
     row_norm_error(8192, 768),
     batch_norm_predict(32, 128, 16),
     batch_norm_error(32, 128, 16),
+    *(batch_norm_block_predict(32, 128, 16, normalised) for normalised in (False, True)),
+    *(batch_norm_block_error(32, 128, 16, normalised) for normalised in (False, True)),
     embedding_error(8192, 768, 4096),
     pointwise(8192 * 3072),
     lstm_recurrence(64, 32, 128),

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from triton import next_power_of_2
 
-__all__ = ["Configuration", "configuration_for"]
+__all__ = ["Configuration", "can_pool", "configuration_for"]
 
 _SECTOR = 8  # channels side by side: as many float32 as a device reads at once
+_APART, _ADJACENT = 2048, 256  # elements of a channel that a program holds at a time
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,24 @@ class Configuration:
     warps: int = 8
 
 
-def configuration_for(elements: int, channels: int, channels_adjacent: bool) -> Configuration:
-    """The configuration for so many elements a channel, side by side with their channel's or with other channels'."""
-    wide = next_power_of_2(max(elements, 1))
+def configuration_for(
+    outer: int, channels: int, inner: int, channels_adjacent: bool, pools: bool = False
+) -> Configuration:
+    """The configuration for so many elements (outer times inner) a channel.
+
+    Args:
+        outer: samples.
+        channels: of each.
+        inner: elements of a sample's channel.
+        channels_adjacent: whether elements lie side by side with other channels', not with their own channel's.
+        pools: whether each sample's elements are averaged; then a block holds whole samples.
+    """
+    wide = next_power_of_2(max(outer * inner, next_power_of_2(inner) if pools else 1, 1))
     if channels_adjacent:
-        return Configuration(min(_SECTOR, next_power_of_2(channels)), min(wide, 256))
-    return Configuration(1, min(wide, 2048))
+        return Configuration(min(_SECTOR, next_power_of_2(channels)), min(wide, _ADJACENT))
+    return Configuration(1, min(wide, _APART))
+
+
+def can_pool(inner: int, channels_adjacent: bool) -> bool:
+    """Whether a sample's elements fit into a block."""
+    return bool(next_power_of_2(max(inner, 1)) <= (_ADJACENT if channels_adjacent else _APART))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError
 from pccompile.kernels.arguments import check_alike, check_fits, refusal
-from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
-from pccompile.kernels.results import Target, result_for
+from pccompile.kernels.batch_norm.channels import three_dimensional
+from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
+from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
 from pccompile.kernels.row_norm.operator import NormErrorSweep
 
 __all__ = [
@@ -20,8 +21,6 @@ __all__ = [
     "batch_norm_error",
     "batch_norm_error_into",
     "batch_norm_predict",
-    "predict_channels",
-    "sweep_channels",
 ]
 
 _CHANNELS = "x, which is (batch, channels, ...)"
@@ -199,11 +198,6 @@ def _check_error(
         check_fits(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
 
 
-def _three_dimensional(x: Tensor) -> Tensor:
-    """(batch, channels, inner)."""
-    return x[:, :, None] if x.dim() == 2 else x.flatten(2)
-
-
 def _empty_like(x: Tensor) -> Tensor:
     """Channels last where x has them last, else contiguous: in both, the dimensions after the channels are one."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -232,80 +226,6 @@ def _empty_sweep(
     )
 
 
-def predict_channels(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The operator without its checks and its dispatch, for callers that know what they pass."""
-    outputs = _empty_prediction(x, running_mean, running_var)
-    output, mean, rstd, new_mean, new_var = outputs
-    if x.numel() == 0:  # nothing is known of the channels, and the running statistics stay
-        for old, new in ((running_mean, new_mean), (running_var, new_var)):
-            if old is not None:
-                new.copy_(old)
-        return output, mean.fill_(torch.nan), rstd.fill_(torch.nan), new_mean, new_var
-    launch_batch_norm_predict(
-        _three_dimensional(x),
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        _three_dimensional(output),
-        mean,
-        rstd,
-        None if running_mean is None else new_mean,
-        None if running_var is None else new_var,
-        momentum,
-        eps,
-    )
-    return outputs
-
-
-def sweep_channels(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    parent: Target,
-    weight_gradient: Target,
-    bias_gradient: Target,
-    gain: float,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """batch_norm_error without checks and dispatch, into tensors that exist or are made.
-
-    Args:
-        error, x, weight, mean, rstd, gain: as for it.
-        parent, weight_gradient, bias_gradient: the tensor to add to, or the strides of one to make, or None; the
-            dimensions of the parent's error after the channels are one.
-    """
-    channels = x.shape[1:2]
-    parent_error, d_weight, d_bias = (
-        result_for(asked, error, shape)
-        for asked, shape in ((parent, x.shape), (weight_gradient, channels), (bias_gradient, channels))
-    )
-    launch_batch_norm_error(
-        _three_dimensional(error),
-        _three_dimensional(x),
-        weight,
-        mean,
-        rstd,
-        parent_error=None if parent_error is None else _three_dimensional(parent_error),
-        weight_gradient=d_weight,
-        bias_gradient=d_bias,
-        accumulate_parent=isinstance(parent, Tensor),
-        accumulate_weight=isinstance(weight_gradient, Tensor),
-        accumulate_bias=isinstance(bias_gradient, Tensor),
-        gain=gain,
-    )
-    return parent_error, d_weight, d_bias
-
-
 @torch.library.custom_op("pccompile::batch_norm_predict", mutates_args=())
 def _predict(
     x: Tensor,
@@ -317,7 +237,16 @@ def _predict(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check(x, weight, bias, running_mean, running_var)
-    return predict_channels(x, weight, bias, running_mean, running_var, momentum, eps)
+    output, mean, rstd, new_mean, new_var = outputs = _empty_prediction(x, running_mean, running_var)
+    if x.numel() == 0:  # nothing is known of the channels, and the running statistics stay
+        for old, new in ((running_mean, new_mean), (running_var, new_var)):
+            if old is not None:
+                new.copy_(old)
+        return output, mean.fill_(torch.nan), rstd.fill_(torch.nan), new_mean, new_var
+    moved = (None if running_mean is None else new_mean, None if running_var is None else new_var)
+    read = three_dimensional(x), weight, bias, running_mean, running_var
+    launch_batch_norm_predict(Branch(*read, mean, rstd, *moved, momentum, eps), three_dimensional(output))
+    return outputs
 
 
 @_predict.register_fake
@@ -375,17 +304,17 @@ def _error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, x, weight, mean, rstd)
     outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
-    launch_batch_norm_error(
-        _three_dimensional(error),
-        _three_dimensional(x),
+    branch = ErrorBranch(
+        three_dimensional(x),
         weight,
         mean,
         rstd,
-        parent_error=_three_dimensional(outputs[0]) if parent_error else None,
-        weight_gradient=outputs[1] if weight_gradient else None,
-        bias_gradient=outputs[2] if bias_gradient else None,
+        three_dimensional(outputs[0]) if parent_error else None,
+        outputs[1] if weight_gradient else None,
+        outputs[2] if bias_gradient else None,
         gain=gain,
     )
+    launch_batch_norm_error(three_dimensional(error), branch)
     return outputs
 
 
@@ -434,20 +363,9 @@ def _error_into(
     gain: float,
 ) -> None:
     _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
-    launch_batch_norm_error(
-        error,
-        x,
-        weight,
-        mean,
-        rstd,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        accumulate_parent=accumulate_parent,
-        accumulate_weight=accumulate_weight,
-        accumulate_bias=accumulate_bias,
-        gain=gain,
-    )
+    flags = accumulate_parent, accumulate_weight, accumulate_bias
+    targets = parent_error, weight_gradient, bias_gradient
+    launch_batch_norm_error(error, ErrorBranch(x, weight, mean, rstd, *targets, *flags, gain))
 
 
 @_error_into.register_fake

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["batch_norm_error_reference", "batch_norm_reference"]
+from pccompile.kernels.activations import activation_named
+
+__all__ = ["batch_norm_error_reference", "batch_norm_reference", "entering_reference", "sum_reference"]
 
 
 def _along(channels: Tensor, x: Tensor) -> Tensor:
@@ -72,3 +76,35 @@ def batch_norm_error_reference(
         (gain * (e * normal).sum(dims)).to(error.dtype),
         (gain * e.sum(dims)).to(error.dtype),
     )
+
+
+def sum_reference(
+    normalised: Sequence[Tensor], addend: Tensor | None, activation: str, negative_slope: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """act(the sum of some normalised tensors and an addend), and its average over the dimensions after the channels.
+
+    Args:
+        normalised: (batch, channels, ...) each, float32 or better.
+        addend: likewise, of any floating dtype, or None.
+        activation, negative_slope: a key of pccompile.kernels.ACTIVATIONS, and the slope of leaky_relu.
+    """
+    total = sum(normalised[1:], normalised[0])
+    if addend is not None:
+        total = total + addend.to(total.dtype)
+    output = activation_named(activation, negative_slope).function(total, negative_slope)
+    return output, output.mean(tuple(range(2, output.dim())), keepdim=True) if output.dim() > 2 else output
+
+
+def entering_reference(
+    error: Tensor, factor: float, residual: Tensor | None, activation: str, negative_slope: float = 0.01
+) -> Tensor:
+    """The error with respect to that sum, float32 or better.
+
+    Args:
+        error: (batch, channels, ...), with respect to the output but for the factor.
+        residual: what act' is read from, or None for the identity.
+    """
+    e = error.to(torch.promote_types(error.dtype, torch.float32)) * factor
+    if residual is None:
+        return e
+    return e * activation_named(activation, negative_slope).slope(residual.to(e.dtype), negative_slope)

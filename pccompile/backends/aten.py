@@ -84,6 +84,14 @@ class AtenBackend:
         plan = self._plan(run, clamped)
         return None if plan is None else [stage.piece for stage in plan.stages]
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """The clamped vertices that nothing reads after the feed-forward pass, not even a view; none before the first.
+
+        These may be handed over as they are, whatever is written into them afterwards.
+        """
+        plan = self.plans.get(self.kind_of(run))
+        return frozenset() if plan is None else plan.consumed
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:

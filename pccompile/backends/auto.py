@@ -63,6 +63,11 @@ class AutoBackend:
         found: list[str] = getattr(self.backends[self.latest], "notes", [])
         return found
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """See `AtenBackend.consumed`."""
+        name = self.chosen.get(self.backends["aten"].kind_of(run))
+        return frozenset() if name is None else self.backends[name].consumed(run)
+
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
         self.latest = name = self._choice(run, clamped)

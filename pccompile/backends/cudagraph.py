@@ -8,12 +8,12 @@ all of them in one launch. Numbers are part of what was recorded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["CudaRecorder", "Recorder", "Replayed", "copies", "recorder_of"]
+__all__ = ["CudaRecorder", "Recorder", "Replayed", "copies", "copy_together", "recorder_of"]
 
 logger = logging.getLogger("pccompile")
 
@@ -21,6 +21,7 @@ Function = Callable[[list[Any]], Sequence[Any]]  # empties the list
 
 _WARM_UP = 2  # calls before the first recording: libraries choose algorithms and allocate workspaces
 _MOST_RECORDINGS = 8
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Recorder(Protocol):
@@ -95,7 +96,7 @@ class Replayed:
         if self._replay is None or self._has_moved(seen):
             self._record(given, seen)
         elif self._own:
-            torch._foreach_copy_(list(self._own.values()), [given[position] for position in self._own])
+            copy_together(list(self._own.values()), [given[position] for position in self._own])
         given.clear()
         assert self._replay is not None
         self._replay()
@@ -129,9 +130,22 @@ class Replayed:
 
 
 def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies of tensors, of the same strides, in one launch."""
-    if not tensors:
-        return []
+    """Copies of tensors, of the same strides, in one launch for each dtype."""
     found = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in tensors]
-    torch._foreach_copy_(found, list(tensors))
+    copy_together(found, tensors)
     return found
+
+
+def copy_together(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy each source into its target; those of one kind in one launch, but for tensors of types of their own."""
+    groups: dict[Hashable, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        if type(target) not in _PLAIN or type(source) not in _PLAIN:
+            target.copy_(source)
+            continue
+        kind = target.dtype, target.device, source.dtype, source.device
+        into, read = groups.setdefault(kind, ([], []))
+        into.append(target)
+        read.append(source)
+    for into, read in groups.values():
+        torch._foreach_copy_(into, read)

@@ -30,6 +30,10 @@ class EagerBackend:
         self.error_sweep = [(piece, piece.bind(functions)) for piece in self.lowered.error_sweep]
         self.infers = any(action is Action.INFER for action, _ in program.updates)
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """None: local graphs keep what they read. See `AtenBackend.consumed`."""
+        return frozenset()
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once.

@@ -67,6 +67,10 @@ class TritonBackend(AtenBackend):
         self._rows: dict[Hashable, list[Row]] = {}
         self._seen: Hashable = None
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """See `AtenBackend.consumed`."""
+        return super().consumed(run) if self.sweep is None else frozenset()
+
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
         state = super().feed_forward(run, clamped)

@@ -68,6 +68,10 @@ class LiteralBackend:
         self.program, self.functions = program, functions
         self.infers = any(action is Action.INFER for action, _ in program.updates) and program.rule != "ZIL"
 
+    def consumed(self, run: Run) -> frozenset[str]:
+        """None: what was read is read again. See `AtenBackend.consumed`."""
+        return frozenset()
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -17,6 +18,7 @@ from pccompile.backends.run import State
 from pccompile.derivatives import Value
 from pccompile.lowering import Quantity
 from pccompile.lowering.expand import Expansion, FlatPiece, Key
+from pccompile.lowering.fragments import may_be_alias
 
 __all__ = ["FlatState", "Plan", "Stage", "Sweep", "keys_of", "mask_of"]
 
@@ -172,6 +174,16 @@ class Plan:
         """Nothing will be read of a state any more."""
         if self._recorded() is state:
             self._recorded = lambda: None
+
+    @cached_property
+    def consumed(self) -> frozenset[str]:
+        """See `AtenBackend.consumed`; a sweep for fewer outputs reads no more than that for all of them."""
+        graph = self.prediction.piece.module.graph
+        kept = {key for sweep in self.sweeps.values() for stage in sweep.stages for key in stage.piece.inputs}
+        for node in graph.find_nodes(op="placeholder"):
+            if any(user.op == "output" or may_be_alias(user) for user in node.users):
+                kept.add(str(node.target))
+        return frozenset(vertex for vertex, key in self.expansion.keys.items() if key not in kept)
 
     @property
     def stages(self) -> list[Stage]:

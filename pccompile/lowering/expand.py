@@ -164,7 +164,7 @@ class Expansion:
             else:
                 self.space.origin = Origin(node.meta.get("vertex", ""))
                 values[node] = self._run(node, values)
-        results_of = {q: self.state[q] for q in piece.writes if q in self.needed}
+        results_of = {q: self._read_outside(q, self.state[q]) for q in piece.writes if q in self.needed}
         written = _Written(self, piece, writer, results_of)
         if piece.loop:
             self._leave_loop(written, before)
@@ -173,6 +173,13 @@ class Expansion:
                 if part.writer is writer:
                     writer.export(part)
         return written
+
+    def _read_outside(self, quantity: Quantity, parts: Any) -> Any:
+        """A quantity without what nobody reads of it: of a value that no output is, only what inference cannot move."""
+        kind, vertex = quantity
+        if kind != "value" or parts is None or self.lowered.program.vertex(vertex).follows:
+            return parts
+        return tuple(None if free else part for part, free in zip(parts, self._free(vertex), strict=True))
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args = _resolve(node.args, values)
@@ -278,7 +285,7 @@ class Expansion:
                     raise Unsupported(f"the {quantity[0]} of {quantity[1]} changes its structure from step to step")
             self.state[quantity] = entry
             if quantity in written.results:
-                written.results[quantity] = entry
+                written.results[quantity] = self._read_outside(quantity, entry)
 
 
 def _empty_like(writer: Writer, like: torch.Tensor) -> fx.Node:

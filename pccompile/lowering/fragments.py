@@ -235,6 +235,7 @@ def _read(
         if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             node.replace_all_uses_with(node.args[0])
     _read_outputs(graph)
+    _read_no_running_statistics(graph)
     graph.eliminate_dead_code()
     _refuse_writes(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -265,6 +266,13 @@ def _read_outputs(graph: fx.Graph) -> None:
         output = outputs.get(z)
         if output is not None and (*output.args[1:], 0.01)[0] == slope:
             node.args = (error, output, slope, True)
+
+
+def _read_no_running_statistics(graph: fx.Graph) -> None:
+    """The derivative of a normalisation in training mode takes them, and looks at the batch's alone."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.native_batch_norm_backward.default):
+        if node.args[7] is True:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
 
 
 def _refuse_writes(graph: fx.Graph) -> None:

@@ -18,7 +18,8 @@ groups of matches, those that write and those that read.
 from __future__ import annotations
 
 from pccompile.backends.patterns import (
-    batch_norm,
+    batch_norm_error,
+    batch_norm_predict,
     conv_error,
     conv_pool,
     conv_predict,
@@ -39,12 +40,13 @@ __all__ = ["GROUPS", "PATTERNS", "Match", "Pattern"]
 GROUPS: tuple[GroupPattern, ...] = (conv_step.PATTERN, conv_pool.PATTERN, cross_entropy.PATTERN)
 
 PATTERNS: tuple[Pattern, ...] = (
+    batch_norm_predict.PATTERN,
+    batch_norm_error.PATTERN,  # before convolutions, which may add to the error that it leaves to a skip
     conv_predict.PATTERN,
     conv_error.PATTERN,
     linear_step.PATTERN,
     linear_predict.PATTERN,
     linear_error.PATTERN,
-    *batch_norm.PATTERNS,
     *row_norm.PATTERNS,
     embedding_error.PATTERN,
     pointwise.PATTERN,

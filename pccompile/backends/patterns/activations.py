@@ -11,7 +11,7 @@ from torch import fx
 
 from pccompile.backends.patterns.match import argument
 
-__all__ = ["Activated", "Sloped", "activated", "sloped"]
+__all__ = ["IDENTITY", "Activated", "Sloped", "activated", "sloped"]
 
 _aten = torch.ops.aten
 
@@ -22,6 +22,9 @@ class Activated:
 
     name: str
     negative_slope: float = 0.01
+
+
+IDENTITY = Activated("identity")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pccompile.backends.patterns.contributions import (
 )
 from pccompile.backends.patterns.match import Match, call, item, view
 
-__all__ = ["PLACES", "norm_sweeps"]
+__all__ = ["PLACES", "as_vector", "norm_sweeps"]
 
 PLACES: Mapping[int, Kind] = {0: "parent", 1: "weight", 2: "bias"}
 
@@ -63,7 +63,7 @@ def _match(
     onto = [c.onto for c in contributions.values()]
 
     def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        vectors = [None if node is None else _vector(graph, at(node)) for node in statistics]
+        vectors = [None if node is None else as_vector(graph, at(node)) for node in statistics]
         targets = (target(graph, at, contributions.get(kind)) for kind in KINDS)
         read = (None if node is None else at(node) for node in tensors)
         found = call(graph, function, (*read, *vectors, *targets, 1.0 if gain is None else at(gain)), kernel)
@@ -80,6 +80,7 @@ def _match(
     return Match(kernel, tuple(dict.fromkeys(replaced)), results, inputs, write, statistics=beside)
 
 
-def _vector(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def as_vector(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Statistics as a vector."""
     kind = node.meta["val"]
     return node if kind.dim() == 1 else view(graph, node, kind.reshape(-1))

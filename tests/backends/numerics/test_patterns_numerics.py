@@ -43,25 +43,6 @@ def cifar_cnn():
     )
 
 
-class Residual(nn.Module):
-    def __init__(self, inputs, outputs, stride=1):
-        super().__init__()
-        self.a = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.b = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm_a, self.norm_b = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        projected = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-        self.skip = nn.Sequential(*projected) if stride > 1 else nn.Identity()
-
-    def forward(self, x):
-        return F.relu(self.norm_b(self.b(F.relu(self.norm_a(self.a(x))))) + self.skip(x))
-
-
-def resnet():
-    torch.manual_seed(0)
-    stem = [nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
-    return nn.Sequential(*stem, Residual(4, 5, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
-
-
 class Transformer(nn.Module):
     def __init__(self, norm):
         super().__init__()
@@ -94,15 +75,6 @@ def test_a_convolutional_network_takes_two_launches_a_layer_and_two_for_the_loss
     hidden = convolutions - 1  # those that the steps move: predicted at the start and at the end, all of them learn
     assert launches["conv_predict"] == convolutions + hidden and launches["conv_error"] == convolutions
     assert launches["conv_step"] == 2 * hidden  # in all steps but the first
-
-
-def test_a_residual_network_with_batch_normalisation(device):
-    pc, given = compiled(resnet(), device), images(device, 2, 4)
-    names = ("conv_predict", "conv_error", "batch_norm_predict", "batch_norm_error")
-    for rule in RULES[1:]:
-        assert set(names) <= set(agree(pc, rule, *given))
-    launches = agree(pc, pccompile.ZIL(), *given)
-    assert [launches[name] for name in names] == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.RMSNorm(6)], ids=["layer", "rms"])

@@ -9,7 +9,8 @@ from torch.nn import functional
 from pccompile.errors import PCCompileError, ShapeError, UsageError
 from pccompile.kernels import batch_norm_error, batch_norm_error_into, batch_norm_predict
 from pccompile.kernels.batch_norm.configurations import Configuration
-from pccompile.kernels.batch_norm.kernel import launch_batch_norm_error, launch_batch_norm_predict
+from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
+from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
 from pccompile.kernels.batch_norm.reference import batch_norm_error_reference, batch_norm_reference
 
 NAMES = ("parent_error", "weight_gradient", "bias_gradient")
@@ -89,8 +90,8 @@ def test_any_tiles_give_the_same_and_nothing_beside_the_targets_is_touched(devic
     reference = batch_norm_reference(x, weight, bias, running_mean, running_var, MOMENTUM, EPS)
     outputs = [strided(torch.full_like(x, torch.nan)), *torch.full((2, 5), torch.nan, device=device)]
     moved = [strided(running_mean), strided(running_var)]  # written into in place
-    arguments = (x, weight, bias, *moved, *outputs, *moved, MOMENTUM, EPS, configuration)
-    launch_batch_norm_predict(*arguments)
+    branch = Branch(x, weight, bias, *moved, *outputs[1:], *moved, MOMENTUM, EPS)
+    launch_batch_norm_predict(branch, outputs[0], configuration=configuration)
     for index, (expected, actual) in enumerate(zip(reference, (*outputs, *moved), strict=True)):
         assert_close(f"output {index}", expected, actual)
     sweep = (error, x, weight, *reference[1:3])
@@ -99,7 +100,8 @@ def test_any_tiles_give_the_same_and_nothing_beside_the_targets_is_touched(devic
     targets = [strided(tensor if accumulate else torch.full_like(tensor, torch.nan)) for tensor in before]
     flags = {f"accumulate_{name}": accumulate for name in ("parent", "weight", "bias")}
     named = dict(zip(NAMES, targets, strict=True))
-    launch_batch_norm_error(*sweep, **named, **flags, gain=0.5, configuration=configuration)
+    branch = ErrorBranch(*sweep[1:], **named, **flags, gain=0.5)
+    launch_batch_norm_error(error, branch, configuration=configuration)
     for name, expected, start, target in zip(NAMES, references, before, targets, strict=True):
         assert_close(name, expected + start if accumulate else expected, target)
     for target in (outputs[0], *moved, *targets):
