@@ -27,6 +27,7 @@ from pccompile.backends.patterns import (
     linear_predict,
     linear_step,
     pointwise,
+    recurrence,
     row_norm,
 )
 from pccompile.backends.patterns.match import Match, Pattern
@@ -45,5 +46,6 @@ PATTERNS: tuple[Pattern, ...] = (
     *batch_norm.PATTERNS,
     *row_norm.PATTERNS,
     embedding_error.PATTERN,
+    *recurrence.PATTERNS,
     pointwise.PATTERN,
 )

@@ -319,7 +319,7 @@ def test_kernels_and_operators_are_measured_on_tensors_of_the_vertexs_kinds(devi
 
 @pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
 def test_inductor_compiles_what_lies_between_the_kernels(device, monkeypatch):
-    monkeypatch.setattr(triton, "_rest", lambda piece: inductor.with_inductor)
+    monkeypatch.setattr(triton, "_rest", lambda kinds: inductor.with_inductor)
     pc = compiled(nn.Sequential(nn.Linear(6, 7), nn.Softmax(-1), nn.Linear(7, 3)), device)
     launches = agree(pc, pccompile.FixedPrediction(steps=4, step_size=0.4), *batch(device))
     assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}
