@@ -5,30 +5,10 @@ A program owns a tile of the batch for all time steps: the smallest that matrix 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pccompile.kernels.devices import Architecture
+from pccompile.kernels.recurrences import Configuration
 
-__all__ = ["CONFIGURATIONS", "Configuration", "configuration_for"]
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """How one launch is cut up.
-
-    Attributes:
-        block_batch: samples that a program owns.
-        block_units: units whose four gates are computed at a time.
-        block_sum: units (the error: gates) summed per iteration.
-        warps: warps (wavefronts) per program.
-        stages: depth of the software pipelines.
-    """
-
-    block_batch: int
-    block_units: int
-    block_sum: int
-    warps: int
-    stages: int
+__all__ = ["CONFIGURATIONS", "configuration_for"]
 
 
 _NVIDIA = {

@@ -211,8 +211,10 @@ def predict_lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     hiddens, cells, gates = _empty_states(drive, weight)
-    hiddens[0], cells[0] = hidden, cell
-    launch_lstm_recurrence(drive, weight, hiddens, cells, gates, input_precision)
+    if drive.shape[0] == 0:  # the first states are the last
+        hiddens[0], cells[0] = hidden, cell
+    else:
+        launch_lstm_recurrence(drive, weight, hidden, cell, hiddens, cells, gates, input_precision)
     return hiddens, cells, gates
 
 
