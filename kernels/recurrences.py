@@ -1,7 +1,8 @@
 """What recurrent layers share: a program owns a tile of the batch for all time steps, and streams the weight U.
 
-How a launch is cut up, and three pieces of a kernel: a state as it starts, the products of the hidden states with a
-tile of every gate's units, and the products that carry the gates' errors back to the hidden states.
+Tiles, warps and stages per architecture and arithmetic (starting values, not yet measured: the smallest tile of the
+batch that matrix units take gives the most programs), and three pieces of a kernel: a state as it starts, the products
+of the hidden states with a tile of every gate's units, and those that carry the gates' errors back.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from pccompile.kernels.devices import Architecture
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["Configuration", "carry_back", "gate_products", "start_state"]
+__all__ = ["CONFIGURATIONS", "Configuration", "carry_back", "configuration_for", "gate_products", "start_state"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,30 @@ class Configuration:
     block_sum: int
     warps: int
     stages: int
+
+
+_NVIDIA = {
+    "half": Configuration(16, 32, 32, 4, 4),
+    "tf32": Configuration(16, 32, 32, 4, 3),
+    "ieee": Configuration(16, 16, 16, 4, 3),
+}
+
+CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
+    "sm_80": _NVIDIA,
+    "sm_90": _NVIDIA,
+    "sm_100": _NVIDIA,
+    "gfx942": {
+        "half": Configuration(16, 32, 64, 4, 2),
+        "tf32": Configuration(16, 32, 32, 4, 2),
+        "ieee": Configuration(16, 32, 32, 4, 2),
+    },
+    "interpreter": {precision: Configuration(16, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
+}
+
+
+def configuration_for(architecture: Architecture, precision: str) -> Configuration:
+    """The configuration of an architecture for an arithmetic: "half", "tf32" or "ieee"."""
+    return CONFIGURATIONS[architecture][precision]
 
 
 @triton.jit

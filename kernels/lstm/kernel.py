@@ -12,8 +12,7 @@ from torch import Tensor
 from pccompile.kernels.activations import activate
 from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.lstm.configurations import configuration_for
-from pccompile.kernels.recurrences import Configuration, carry_back, gate_products, start_state
+from pccompile.kernels.recurrences import Configuration, carry_back, configuration_for, gate_products, start_state
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = [

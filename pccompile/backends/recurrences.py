@@ -105,7 +105,22 @@ def _lstm(
     return _network(_lstm_layer, x, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
 
-_NETWORKS: dict[Any, Callable[..., Any]] = {_aten.lstm.input: _lstm}
+def _gru(
+    x: Tensor,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """`aten.gru.input` without dropout."""
+    return _network(_gru_layer, x, (hx,), params, has_biases, num_layers, bidirectional, batch_first)
+
+
+_NETWORKS: dict[Any, Callable[..., Any]] = {_aten.lstm.input: _lstm, _aten.gru.input: _gru}
 
 
 def _network(
@@ -179,10 +194,46 @@ class _LSTMRecurrence(torch.autograd.Function):
         drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
             error, hidden_error, cell_error, weight, cells, gates, ctx.precision
         )
-        d_weight = _summed_product(drive_error, hiddens[:-1]) if ctx.needs_input_grad[1] else None
+        d_weight, _ = _gradients(drive_error, hiddens, ctx.needs_input_grad[1], False)
         return drive_error, d_weight, first_hidden, first_cell
 
 
-def _summed_product(error: Tensor, states: Tensor) -> Tensor:
-    """d^T h summed over time steps and samples: (gates, units)."""
-    return error.reshape(-1, error.shape[-1]).t() @ states.reshape(-1, states.shape[-1])
+def _gru_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = _drive(x, layer.input, layer.input_bias)
+    found: tuple[Tensor, ...] = _GRURecurrence.apply(drive, layer.recurrent, layer.recurrent_bias, *states)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _GRURecurrence(torch.autograd.Function):
+    """`pccompile::gru_recurrence` and its error; see `_LSTMRecurrence`."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.precision = recurrence_precision()
+        hiddens, gates = torch.ops.pccompile.gru_recurrence(drive, weight, bias, hidden, ctx.precision)
+        ctx.save_for_backward(weight, hiddens, gates)
+        ctx.set_materialize_grads(False)
+        return hiddens[1:], hiddens[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, hiddens, gates = ctx.saved_tensors
+        error, hidden_error = errors
+        if error is None:
+            error = torch.zeros_like(hiddens[1:])
+        drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
+            error, hidden_error, weight, hiddens, gates, ctx.precision
+        )
+        return drive_error, *_gradients(state_error, hiddens, *ctx.needs_input_grad[1:3]), first
+
+
+def _gradients(error: Tensor, hiddens: Tensor, of_weight: bool, of_bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """d^T h and d, summed over time steps and samples, as autograd writes those of a linear layer.
+
+    Args:
+        error: (steps, batch, gates).
+        hiddens: (steps + 1, batch, units).
+    """
+    rows = error.reshape(-1, error.shape[-1])
+    d_weight = rows.t() @ hiddens[:-1].reshape(-1, hiddens.shape[-1]) if of_weight else None
+    return d_weight, rows.sum(0, keepdim=True).view(-1) if of_bias else None

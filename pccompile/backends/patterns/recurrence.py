@@ -1,4 +1,4 @@
-"""lstm: the recurrence of a layer, and its error, all time steps in one launch each.
+"""lstm and gru: the recurrence of a layer, and its error, all time steps in one launch each.
 
 The operators are in the graph already where these kernels were chosen (`backends/recurrences.py`): they are called
 without their checks and their dispatch.
@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from pccompile.backends.patterns.match import Match, Pattern, call, item, items_of
+from pccompile.kernels.gru.operator import predict_gru, sweep_gru
 from pccompile.kernels.lstm.operator import predict_lstm, sweep_lstm
 
 __all__ = ["PATTERNS"]
@@ -43,4 +44,6 @@ def _calls(kernel: str, function: Callable[..., Any]) -> Callable[[fx.Node], Ite
 PATTERNS = (
     Pattern("lstm", "prediction", frozenset([_own.lstm_recurrence.default]), _calls("lstm", predict_lstm)),
     Pattern("lstm", "error", frozenset([_own.lstm_recurrence_error.default]), _calls("lstm", sweep_lstm)),
+    Pattern("gru", "prediction", frozenset([_own.gru_recurrence.default]), _calls("gru", predict_gru)),
+    Pattern("gru", "error", frozenset([_own.gru_recurrence_error.default]), _calls("gru", sweep_gru)),
 )

@@ -54,7 +54,7 @@ def reasons(pc, kernel):
     return {(row.phase, row.reason) for row in pc.backend_report().of("net") if row.kernel == kernel}
 
 
-LAUNCHES = {nn.LSTM: "lstm"}
+LAUNCHES = {nn.LSTM: "lstm", nn.GRU: "gru"}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
