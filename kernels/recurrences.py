@@ -1,24 +1,35 @@
 """What recurrent layers share: a program owns a tile of the batch for all time steps, and streams the weight U.
 
 Tiles, warps and stages per architecture and arithmetic (starting values, not yet measured: the smallest tile of the
-batch that matrix units take gives the most programs), and three pieces of a kernel: a state as it starts, the products
-of the hidden states with a tile of every gate's units, and those that carry the gates' errors back.
+batch that matrix units take gives the most programs); three pieces of a kernel: a state as it starts, the products of
+the hidden states with a tile of every gate's units, and those that carry the gates' errors back; the operations of all.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
+from torch.utils.flop_counter import register_flop_formula
 
 from pccompile.kernels.devices import Architecture
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["CONFIGURATIONS", "Configuration", "carry_back", "configuration_for", "gate_products", "start_state"]
+__all__ = [
+    "CONFIGURATIONS",
+    "Configuration",
+    "carry_back",
+    "configuration_for",
+    "gate_products",
+    "register_operations",
+    "start_state",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,21 @@ CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
 def configuration_for(architecture: Architecture, precision: str) -> Configuration:
     """The configuration of an architecture for an arithmetic: "half", "tf32" or "ieee"."""
     return CONFIGURATIONS[architecture][precision]
+
+
+def register_operations(operator: Any, weight: int) -> None:
+    """Tell torch's counter the operations of a recurrence, or of its error: a product with U in every time step.
+
+    Args:
+        operator: takes (steps, batch, ...) first.
+        weight: the place of U among its arguments.
+    """
+
+    @register_flop_formula(operator)
+    def operations(first: Sequence[int], *shapes: Any, **_: Any) -> int:
+        steps, batch = first[:2]
+        gates, units = shapes[weight - 1]
+        return 2 * int(steps * batch * gates * units)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from pccompile.kernels.arguments import check_alike, check_fits, check_input_pre
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
 from pccompile.kernels.linear_error.operator import ErrorSweep, linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
+from pccompile.kernels.recurrences import register_operations
 
 __all__ = ["GRUErrorSweep", "GRUPrediction", "gru_error", "gru_predict", "predict_gru", "sweep_gru"]
 
@@ -297,3 +298,5 @@ def _backward(ctx: Any, hiddens_error: Tensor, _: Tensor) -> tuple[Tensor | None
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)
+register_operations(torch.ops.pccompile.gru_recurrence, weight=1)
+register_operations(torch.ops.pccompile.gru_recurrence_error, weight=2)

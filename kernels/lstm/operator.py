@@ -14,6 +14,7 @@ from pccompile.kernels.arguments import check_alike, check_fits, check_input_pre
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
+from pccompile.kernels.recurrences import register_operations
 
 __all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict", "predict_lstm", "sweep_lstm"]
 
@@ -307,3 +308,5 @@ def _backward(ctx: Any, hiddens_error: Tensor, cells_error: Tensor, _: Tensor) -
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)
+register_operations(torch.ops.pccompile.lstm_recurrence, weight=1)
+register_operations(torch.ops.pccompile.lstm_recurrence_error, weight=3)

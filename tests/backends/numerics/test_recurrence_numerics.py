@@ -67,6 +67,16 @@ def test_a_layer_is_one_launch_forward_and_one_back_beside_its_products(kind, ru
     # what the inputs contribute, and the head; back, both weights of the layer and the head's
     assert launches == {**own, "linear_predict": 2, "linear_error": 3, **LOSS}
     assert reasons(pc, name) == {("prediction", "not measured"), ("error sweep", "not measured")}
+    rows = [row for row in pc.backend_report() if row.kernel == name]
+    products = 2 * 4 * 3 * pc.model.net.weight_hh_l0.numel()  # in 4 time steps, of 3 samples
+    assert [(row.launches, row.operations) for row in rows] == [(1, products)] * 2
+
+
+@pytest.mark.parametrize("kind", LAUNCHES)
+def test_networks_of_half_precision(kind, device):
+    x, y = sequences(device)
+    launches = agree(compiled(Reader(kind).half(), device), pccompile.ZIL(), x.half(), y, tolerance=1e-2)
+    assert launches[f"{LAUNCHES[kind]}_recurrence_error"] == 1
 
 
 @pytest.mark.parametrize("kind", LAUNCHES)
