@@ -31,6 +31,7 @@ __all__ = [
     "is_on_gpu",
     "objection",
     "objection_to",
+    "random_like",
     "seconds_of",
 ]
 
@@ -126,8 +127,12 @@ def _faster(matches: Sequence[Match], rest: Compile) -> tuple[bool, str]:
     return _told(total)
 
 
-def is_faster(name: str, kernel: fx.Graph, operators: fx.Graph, rest: Compile) -> tuple[bool, str]:
-    """Whether a graph with calls of a kernel takes no longer than one without, the operators of both run by `rest`."""
+def is_faster(name: str, kernel: fx.Graph, operators: fx.Graph | Callable[[], Any], rest: Compile) -> tuple[bool, str]:
+    """Whether a graph with calls of a kernel takes no longer than one without, the operators of both run by `rest`.
+
+    Args:
+        operators: the one without; or, where there is no such graph, what does the same when it is called.
+    """
     seconds = _timed(name, kernel, operators, rest, rest)
     return (False, seconds) if isinstance(seconds, str) else _told(seconds)
 
@@ -138,7 +143,11 @@ def _told(seconds: dict[str, float]) -> tuple[bool, str]:
 
 
 def _timed(
-    name: str, kernel: fx.Graph, operators: fx.Graph, rest: Compile, beside: Compile | None
+    name: str,
+    kernel: fx.Graph,
+    operators: fx.Graph | Callable[[], Any],
+    rest: Compile,
+    beside: Compile | None,
 ) -> dict[str, float] | str:
     """Time a kernel and operators on tensors of their inputs' kinds, or look up what was found before; or what failed.
 
@@ -152,11 +161,16 @@ def _timed(
     import pccompile
 
     versions = triton.__version__, pccompile.__version__
-    key = cache.digest("kernel", rest.__name__, versions, *map(signature, (operators, kernel)))
+    is_graph = isinstance(operators, fx.Graph)
+    replaced = signature(operators) if is_graph else "called"
+    key = cache.digest("kernel", rest.__name__, versions, replaced, signature(kernel))
     seconds = cache.load(key)
     if not isinstance(seconds, dict) or set(seconds) != {"kernel", "operators"}:
         try:
-            seconds = {"kernel": seconds_of(kernel, beside), "operators": seconds_of(operators, rest)}
+            seconds = {
+                "kernel": seconds_of(kernel, beside),
+                "operators": seconds_of(operators, rest) if is_graph else _seconds_of_call(operators),
+            }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever goes wrong inside Triton or its compiler, the operators can run
@@ -204,7 +218,7 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
         False,
     )
     call = (rest or as_it_is)(piece).call
-    inputs = [_random(node.meta["val"]) for node in placeholders]
+    inputs = [random_like(node.meta["val"]) for node in placeholders]
     (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
 
     def calls(given: list[Any]) -> tuple[()]:
@@ -219,6 +233,18 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
         return statistics.median(_seconds(replay) for _ in range(_REPETITIONS)) / _CALLS
 
 
+def _seconds_of_call(call: Callable[[], Any]) -> float:
+    """The median time of a call on the present GPU, by CUDA events; it is not recorded."""
+
+    def calls() -> None:
+        for _ in range(_CALLS):
+            call()
+
+    for _ in range(_WARM_UPS):
+        calls()
+    return statistics.median(_seconds(calls) for _ in range(_REPETITIONS)) / _CALLS
+
+
 def _seconds(replay: Callable[[], None]) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -228,7 +254,7 @@ def _seconds(replay: Callable[[], None]) -> float:
     return float(start.elapsed_time(stop)) / 1e3
 
 
-def _random(kind: Any) -> Any:
+def random_like(kind: Any) -> Any:
     """A tensor of this kind, or the number itself; elements that share memory are drawn once."""
     if not isinstance(kind, torch.Tensor):
         return kind

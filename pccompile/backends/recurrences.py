@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from pccompile.backends.choice import is_faster, is_measured, is_on_gpu, objection_to
+from pccompile.backends.choice import is_faster, is_measured, is_on_gpu, objection_to, random_like
 from pccompile.backends.patterns.match import argument
 from pccompile.derivatives import LocalFunction
 from pccompile.kernels.devices import recurrence_precision
-from pccompile.lowering.fragments import Fragment, Leaf, Substitution, fragment_of
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fragment_of
 from pccompile.lowering.regions import region
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ def substitution_for(
     ours = Substitution(functions, "not measured")
     if not is_measured() or not is_on_gpu(kinds.values()):
         return ours
-    kernel, operators = (_joint(fragment_of(function, kinds, None, known, each)) for each in (ours, Substitution()))
+    kernel = _joint(fragment_of(function, kinds, None, known, ours))
+    operators: fx.Graph | Callable[[], Any]
+    try:
+        operators = _joint(fragment_of(function, kinds, None, known))
+    except Unsupported:  # as where cuDNN is called with more than tensors: then the eager back end is in its place
+        operators = _by_the_engine(function, kinds)
     taken, reason = is_faster("recurrence", kernel, operators, rest)
     return Substitution(functions if taken else {}, reason)
 
@@ -73,6 +78,22 @@ def _objection(node: fx.Node, kinds: Mapping[str, Any]) -> str:
 def _joint(fragment: Fragment) -> fx.Graph:
     """Prediction and error in one graph."""
     return region([node for node in fragment.graph.nodes if node.op == "call_function"]).graph
+
+
+def _by_the_engine(function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Callable[[], None]:
+    """Prediction and error as the eager back end runs them, on random tensors."""
+    parents = [
+        tuple(random_like(kinds.get((name, index))) for index in range(width))
+        for name, width in function.widths.items()
+    ]
+    free = [component.free for component in function.vertex.components]
+
+    def call() -> None:
+        local = function({}, *parents)
+        errors = tuple(part if is_free else None for part, is_free in zip(local.prediction, free, strict=True))
+        local.pull_back(errors, tuple(function.targets), True)
+
+    return call
 
 
 # The networks, as the operators have them -----------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from torch import nn
 
 import pccompile
 from pccompile.backends import choice, recurrences
+from pccompile.derivatives import LocalFunction
+from pccompile.lowering.fragments import Unsupported
 
 RULES = [pccompile.ZIL(), pccompile.FixedPrediction(steps=20, step_size=0.1, levelled=True)]
 
@@ -160,7 +162,10 @@ def test_the_kernels_are_taken_where_prediction_and_error_take_no_longer_than_th
     assert timed == [True, False]  # once, with prediction and error together; what was found is remembered
 
 
-def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device, monkeypatch, tmp_path):
+@pytest.fixture
+def timing(monkeypatch, tmp_path):
+    """Times are taken as on a GPU, of one call each; all come out the same."""
+
     class Recorder:
         def __init__(self, device):
             self.device = device
@@ -176,6 +181,36 @@ def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device, monkeypatch
     for often in ("_CALLS", "_WARM_UPS", "_REPETITIONS"):
         monkeypatch.setattr(choice, often, 1)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+
+
+TIMED = {(phase, "kernel 1 us, operators 1 us") for phase in ("prediction", "error sweep")}
+
+
+def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device, timing):
     pc = compiled(Reader(nn.LSTM), device)
     agree(pc, pccompile.ZIL(), *sequences(device))
-    assert reasons(pc, "lstm") == {(p, "kernel 1 us, operators 1 us") for p in ("prediction", "error sweep")}
+    assert reasons(pc, "lstm") == TIMED
+
+
+def test_where_the_operators_cannot_be_traced_the_eager_back_end_is_timed(device, timing, monkeypatch):
+    traced, called = recurrences.fragment_of, []
+
+    def fragment_of(function, kinds, errors, known, instead=None):
+        if instead is None:
+            raise Unsupported("cuDNN takes a storage")
+        return traced(function, kinds, errors, known, instead)
+
+    def linearise(self, *inputs):
+        called.append(self.vertex.name)
+        return forward(self, *inputs)
+
+    pc = compiled(Reader(nn.GRU), device)
+    agree(pc, pccompile.ZIL(), *sequences(device))
+    forward = LocalFunction.forward
+    monkeypatch.setattr(recurrences, "fragment_of", fragment_of)
+    monkeypatch.setattr(LocalFunction, "forward", linearise)
+    pc.backend = "triton"
+    x, y = sequences(device, samples=2)
+    pc.loss(x, y).backward()
+    assert reasons(pc, "gru") == TIMED
+    assert called == ["net"] * 2  # to warm up, and to be timed
