@@ -11,16 +11,16 @@
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
     batch_norm       batch normalisation: prediction, and error            one launch each
     embedding_error  the gradient of an embedding table                    one launch after a sort
-    lstm             a layer over time: prediction, and error              all steps in one launch
+    lstm, gru        a layer over time: prediction, and error              all steps in one launch
     pointwise        any run of pointwise operators, generated             one launch
 
 Beside the folders, what operations share: the activations and their derivatives (activations.py), how programs are
 laid over tiles (tiles.py; for convolutions convolution_geometry.py on the host, convolution_tiles.py in kernels),
-products and sums of tiles (products.py, reductions.py), statistics of a stream (moments.py), sums over programs in a
-fixed order (arrivals.py), which table of configurations a device reads (devices.py), how tables that a tuner measured
-are laid over the shipped ones (tables.py), what a kernel refuses (arguments.py), where results go (results.py) and
-how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat
-bit for bit.
+products and sums of tiles (products.py, reductions.py), what recurrent layers have in common (recurrences.py),
+statistics of a stream (moments.py), sums over programs in a fixed order (arrivals.py), which table of configurations a
+device reads (devices.py), how tables that a tuner measured are laid over the shipped ones (tables.py), what a kernel
+refuses (arguments.py), where results go (results.py) and how launches are counted (launches.py). Kernels take float32,
+bfloat16 and float16, accumulate in float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -40,6 +40,7 @@ from pccompile.kernels.conv_step import ConvStep, conv_step
 from pccompile.kernels.convolution_geometry import Pool
 from pccompile.kernels.cross_entropy import LossPrediction, cross_entropy_error, cross_entropy_predict
 from pccompile.kernels.embedding_error import embedding_error, embedding_error_into
+from pccompile.kernels.gru import GRUErrorSweep, GRUPrediction, gru_error, gru_predict
 from pccompile.kernels.launches import counting_launches
 from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_error_into
 from pccompile.kernels.linear_predict import Prediction, linear_predict
@@ -63,6 +64,8 @@ __all__ = [
     "ConvPrediction",
     "ConvStep",
     "ErrorSweep",
+    "GRUErrorSweep",
+    "GRUPrediction",
     "LSTMErrorSweep",
     "LSTMPrediction",
     "LayerStep",
@@ -86,6 +89,8 @@ __all__ = [
     "cross_entropy_predict",
     "embedding_error",
     "embedding_error_into",
+    "gru_error",
+    "gru_predict",
     "layer_norm_predict",
     "linear_error",
     "linear_error_into",

@@ -20,6 +20,7 @@ __all__ = [
     "launch_options",
     "precision_of",
     "product_precision",
+    "recurrence_precision",
     "registers_of",
 ]
 
@@ -88,6 +89,11 @@ def product_precision() -> str:
 def convolution_precision() -> str:
     """How it is set to form those of convolutions."""
     return _first_set(torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.fp32_precision)
+
+
+def recurrence_precision() -> str:
+    """How it is set to form those of recurrent networks."""
+    return _first_set(torch.backends.cudnn.rnn.fp32_precision, torch.backends.cudnn.fp32_precision)
 
 
 def _first_set(*settings: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,12 +14,18 @@ from pccompile.errors import Place, ShapeError
 __all__ = ["call_node", "isolated", "misfit"]
 
 
-def call_node(node: fx.Node, values: Mapping[str, Any]) -> Any:
-    """The value of a call node, given the values of its input nodes by name."""
+def call_node(
+    node: fx.Node, values: Mapping[str, Any], instead: Mapping[Any, Callable[..., Any]] = MappingProxyType({})
+) -> Any:
+    """The value of a call node, given the values of its input nodes by name.
+
+    Args:
+        instead: functions that are called in the place of others, by these.
+    """
     args, kwargs = _fill(node.args, values), _fill(node.kwargs, values)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return instead.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
 
 def misfit(node: fx.Node, values: Mapping[str, Any], error: Exception, place: Place) -> ShapeError:

@@ -198,12 +198,12 @@ def pointwise(elements: int) -> Traffic:
     )
 
 
-def lstm_recurrence(steps: int, batch: int, units: int) -> Traffic:
-    """4 s a unit read and 6 s written; U once where it stays in cache, loaded once a step for every 16 samples."""
-    cells, weight = steps * batch * units, 4 * units * units
-    moved = S * (10 * cells + weight)
+def recurrence(kernel: str, gates: int, read_and_written: int, steps: int, batch: int, units: int) -> Traffic:
+    """Elements a unit and step; U once where it stays in cache, loaded once a step for every 16 samples."""
+    weight = gates * units * units
+    moved = S * (read_and_written * steps * batch * units + weight)
     loaded = S * weight * steps * -(-batch // 16)
-    return Traffic("lstm, prediction", f"{steps} steps, batch {batch}, {units} units", moved, moved, None, loaded)
+    return Traffic(f"{kernel}, prediction", f"{steps} steps, batch {batch}, {units} units", moved, moved, None, loaded)
 
 
 def example_traffic(kernel: str) -> list[Traffic]:
@@ -263,5 +263,6 @@ EXAMPLES = (
     *(batch_norm_block_error(32, 128, 16, normalised) for normalised in (False, True)),
     embedding_error(8192, 768, 4096),
     pointwise(8192 * 3072),
-    lstm_recurrence(64, 32, 128),
+    recurrence("lstm", 4, 4 + 6, 64, 32, 128),
+    recurrence("gru", 3, 3 + 5, 64, 32, 128),
 )

@@ -21,10 +21,11 @@ results repeat bit for bit, and a launch has no more programs than batch / 16.
 Bytes, with s bytes an element: U is read once a step for every 16 samples, from L2 where it fits; the prediction reads
 4 s * units and writes 6 s * units a sample and step, the error reads 7 s * units and writes 4 s * units.
 
-    reference.py       the recurrences in plain torch
-    kernel.py          the Triton kernels and their launches
-    operator.py        lstm_predict (differentiable) and lstm_error; pccompile::lstm_recurrence and ..._error
-    configurations.py  tiles, warps and stages per architecture
+    reference.py  the recurrences in plain torch
+    kernel.py     the Triton kernels and their launches
+    operator.py   lstm_predict (differentiable) and lstm_error; pccompile::lstm_recurrence and ..._error
+
+Tiles, warps and stages per architecture, and what is common to recurrent layers: `kernels/recurrences.py`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 from pccompile.kernels.activations import activate
 from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.lstm.configurations import Configuration, configuration_for
+from pccompile.kernels.recurrences import Configuration, carry_back, configuration_for, gate_products, start_state
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
 
 __all__ = [
@@ -29,8 +29,10 @@ __all__ = [
 def lstm_recurrence_kernel(
     drive_ptr,  # (steps, batch, 4 units)
     weight_ptr,  # (4 units, units)
-    hidden_ptr,  # (steps + 1, batch, units), the first written already
-    cell_ptr,  # (steps + 1, batch, units), the first written already
+    first_hidden_ptr,  # (batch, units)
+    first_cell_ptr,  # (batch, units)
+    hidden_ptr,  # (steps + 1, batch, units)
+    cell_ptr,  # (steps + 1, batch, units)
     gate_ptr,  # (steps, batch, 4 units)
     steps,
     batch,
@@ -40,6 +42,10 @@ def lstm_recurrence_kernel(
     drive_gate_stride,
     weight_gate_stride,
     weight_unit_stride,
+    hidden_batch_stride,
+    hidden_unit_stride,
+    cell_batch_stride,
+    cell_unit_stride,
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -50,6 +56,34 @@ def lstm_recurrence_kernel(
     """All time steps of a tile of the batch."""
     row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
     inside = row < batch
+    start_state(
+        hidden_ptr,
+        first_hidden_ptr,
+        hidden_batch_stride,
+        hidden_unit_stride,
+        row,
+        inside,
+        units,
+        True,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
+    start_state(
+        cell_ptr,
+        first_cell_ptr,
+        cell_batch_stride,
+        cell_unit_stride,
+        row,
+        inside,
+        units,
+        True,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
+    tl.debug_barrier()
+
     for _ in range(0, steps):
         for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
             unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
@@ -61,30 +95,26 @@ def lstm_recurrence_kernel(
             z_forget = tl.load(drive + apart, mask=within, other=0.0).to(tl.float32)
             z_candidate = tl.load(drive + 2 * apart, mask=within, other=0.0).to(tl.float32)
             z_out = tl.load(drive + 3 * apart, mask=within, other=0.0).to(tl.float32)
-            gate_apart = units * weight_gate_stride
-            for sum_tile in range(0, (units + BLOCK_SUM - 1) // BLOCK_SUM):
-                source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
-                hidden = tl.load(
-                    hidden_ptr + (row * units)[:, None] + source[None, :],
-                    mask=inside[:, None] & (source < units)[None, :],
-                    other=0.0,
-                )
-                weight = weight_ptr + (source * weight_unit_stride)[:, None] + (unit * weight_gate_stride)[None, :]
-                there = (source < units)[:, None] & known[None, :]
-                w_in = tl.load(weight, mask=there, other=0.0)
-                w_forget = tl.load(weight + gate_apart, mask=there, other=0.0)
-                w_candidate = tl.load(weight + 2 * gate_apart, mask=there, other=0.0)
-                w_out = tl.load(weight + 3 * gate_apart, mask=there, other=0.0)
-                if UPCAST:
-                    hidden = hidden.to(tl.float32)
-                    w_in = w_in.to(tl.float32)
-                    w_forget = w_forget.to(tl.float32)
-                    w_candidate = w_candidate.to(tl.float32)
-                    w_out = w_out.to(tl.float32)
-                z_in = tl.dot(hidden, w_in, z_in, input_precision=INPUT_PRECISION)
-                z_forget = tl.dot(hidden, w_forget, z_forget, input_precision=INPUT_PRECISION)
-                z_candidate = tl.dot(hidden, w_candidate, z_candidate, input_precision=INPUT_PRECISION)
-                z_out = tl.dot(hidden, w_out, z_out, input_precision=INPUT_PRECISION)
+            z_in, z_forget, z_candidate, z_out = gate_products(
+                z_in,
+                z_forget,
+                z_candidate,
+                z_out,
+                hidden_ptr,
+                weight_ptr,
+                row,
+                inside,
+                unit,
+                known,
+                units,
+                weight_gate_stride,
+                weight_unit_stride,
+                True,
+                INPUT_PRECISION,
+                WIDE,
+                UPCAST,
+                BLOCK_SUM,
+            )
             gate_in = activate(z_in, 0.0, "sigmoid")
             gate_forget = activate(z_forget, 0.0, "sigmoid")
             candidate = activate(z_candidate, 0.0, "tanh")
@@ -141,25 +171,36 @@ def lstm_recurrence_error_kernel(
     """All time steps of a tile of the batch, from the last to the first."""
     row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
     inside = row < batch
-    unit_tiles = (units + BLOCK_UNITS - 1) // BLOCK_UNITS
-    for unit_tile in range(0, unit_tiles):
-        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-        within = inside[:, None] & (unit < units)[None, :]
-        here = (row * units)[:, None] + unit[None, :]
-        d_hidden = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
-        if HIDDEN_ERROR:
-            place = (row * hidden_error_batch_stride)[:, None] + (unit * hidden_error_unit_stride)[None, :]
-            d_hidden += tl.load(hidden_error_ptr + place, mask=within, other=0.0).to(tl.float32)
-        tl.store(carried_hidden_ptr + here, d_hidden, mask=within)
-        d_cell = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
-        if CELL_ERROR:
-            place = (row * cell_error_batch_stride)[:, None] + (unit * cell_error_unit_stride)[None, :]
-            d_cell += tl.load(cell_error_ptr + place, mask=within, other=0.0).to(tl.float32)
-        tl.store(carried_cell_ptr + here, d_cell, mask=within)
+    start_state(
+        carried_hidden_ptr,
+        hidden_error_ptr,
+        hidden_error_batch_stride,
+        hidden_error_unit_stride,
+        row,
+        inside,
+        units,
+        HIDDEN_ERROR,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
+    start_state(
+        carried_cell_ptr,
+        cell_error_ptr,
+        cell_error_batch_stride,
+        cell_error_unit_stride,
+        row,
+        inside,
+        units,
+        CELL_ERROR,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, unit_tiles):
+        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
             unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
             within = inside[:, None] & (unit < units)[None, :]
             here = (row * units)[:, None] + unit[None, :]
@@ -187,30 +228,24 @@ def lstm_recurrence_error_kernel(
             tl.store(drive_error + 3 * units, d_out.to(dtype), mask=within)
             tl.store(carried_cell_ptr + here, d_cell * gate_forget, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
-        for unit_tile in range(0, unit_tiles):
-            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-            accumulator = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
-            for sum_tile in range(0, (4 * units + BLOCK_SUM - 1) // BLOCK_SUM):
-                source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
-                d_gates = tl.load(
-                    drive_error_ptr + (row * (4 * units))[:, None] + source[None, :],
-                    mask=inside[:, None] & (source < 4 * units)[None, :],
-                    other=0.0,
-                )
-                weight = tl.load(
-                    weight_ptr + (source * weight_gate_stride)[:, None] + (unit * weight_unit_stride)[None, :],
-                    mask=(source < 4 * units)[:, None] & (unit < units)[None, :],
-                    other=0.0,
-                )
-                if UPCAST:
-                    d_gates = d_gates.to(tl.float32)
-                    weight = weight.to(tl.float32)
-                accumulator = tl.dot(d_gates, weight, accumulator, input_precision=INPUT_PRECISION)
-            tl.store(
-                carried_hidden_ptr + (row * units)[:, None] + unit[None, :],
-                accumulator,
-                mask=inside[:, None] & (unit < units)[None, :],
-            )
+        carry_back(
+            carried_hidden_ptr,
+            drive_error_ptr,
+            weight_ptr,
+            row,
+            inside,
+            batch,
+            units,
+            4 * units,
+            weight_gate_stride,
+            weight_unit_stride,
+            False,
+            INPUT_PRECISION,
+            WIDE,
+            UPCAST,
+            BLOCK_UNITS,
+            BLOCK_SUM,
+        )
         tl.debug_barrier()
         error_ptr -= error_step_stride
         cell_ptr -= batch * units
@@ -221,6 +256,8 @@ def lstm_recurrence_error_kernel(
 def launch_lstm_recurrence(
     drive: Tensor,
     weight: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
     hiddens: Tensor,
     cells: Tensor,
     gates: Tensor,
@@ -230,9 +267,10 @@ def launch_lstm_recurrence(
     """Write a recurrence's states and gates into tensors that the caller owns. Arguments are not checked.
 
     Args:
-        drive: (steps, batch, 4 units).
+        drive: (steps, batch, 4 units); at least one step.
         weight: (4 units, units).
-        hiddens, cells: (steps + 1, batch, units), contiguous; the first of each is read, the others overwritten.
+        hidden, cell: (batch, units), before the first step.
+        hiddens, cells: (steps + 1, batch, units), contiguous, overwritten; the first of each is what was given.
         gates: (steps, batch, 4 units), contiguous, overwritten.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
@@ -242,7 +280,7 @@ def launch_lstm_recurrence(
     """
     architecture = architecture_of(drive.device)
     (steps, batch, _), units = drive.shape, weight.shape[1]
-    if drive.numel() == 0:
+    if batch * units == 0:
         return
     chosen = configuration or configuration_for(architecture, precision_of(drive.dtype, input_precision))
     count_launch("lstm_recurrence")
@@ -250,6 +288,8 @@ def launch_lstm_recurrence(
         lstm_recurrence_kernel[(triton.cdiv(batch, chosen.block_batch),)](
             drive,
             weight,
+            hidden,
+            cell,
             hiddens,
             cells,
             gates,
@@ -258,8 +298,10 @@ def launch_lstm_recurrence(
             units,
             *drive.stride(),
             *weight.stride(),
+            *hidden.stride(),
+            *cell.stride(),
             INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(drive[0], weight, gates[0]),
+            WIDE=needs_wide_offsets(drive[0], weight, hidden, cell, gates[0]),
             UPCAST=interpreted() and drive.dtype is not torch.float32,
             BLOCK_BATCH=chosen.block_batch,
             BLOCK_UNITS=chosen.block_units,

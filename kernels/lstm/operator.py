@@ -14,8 +14,9 @@ from pccompile.kernels.arguments import check_alike, check_fits, check_input_pre
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
+from pccompile.kernels.recurrences import register_operations
 
-__all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict"]
+__all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict", "predict_lstm", "sweep_lstm"]
 
 _WEIGHT = "weight_hidden, which is (4 units, units)"
 
@@ -206,15 +207,24 @@ def _empty_states(drive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor
     return drive.new_empty(shape), drive.new_empty(shape), drive.new_empty(drive.shape)
 
 
+def predict_lstm(
+    drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    hiddens, cells, gates = _empty_states(drive, weight)
+    if drive.shape[0] == 0:  # the first states are the last
+        hiddens[0], cells[0] = hidden, cell
+    else:
+        launch_lstm_recurrence(drive, weight, hidden, cell, hiddens, cells, gates, input_precision)
+    return hiddens, cells, gates
+
+
 @torch.library.custom_op("pccompile::lstm_recurrence", mutates_args=())
 def _recurrence(
     drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(drive, weight, hidden, cell, input_precision)
-    hiddens, cells, gates = _empty_states(drive, weight)
-    hiddens[0], cells[0] = hidden, cell
-    launch_lstm_recurrence(drive, weight, hiddens, cells, gates, input_precision)
-    return hiddens, cells, gates
+    return predict_lstm(drive, weight, hidden, cell, input_precision)
 
 
 @_recurrence.register_fake
@@ -223,6 +233,30 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(drive, weight, hidden, cell, input_precision)
     return _empty_states(drive, weight)
+
+
+def sweep_lstm(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    drive_error = gates.new_empty(gates.shape)
+    first = [error.new_empty(error.shape[1:], dtype=torch.float32) for _ in range(2)]
+    if error.shape[0] == 0:  # the first states are the last
+        for target, given in zip(first, (hidden_error, cell_error), strict=True):
+            target.zero_() if given is None else target.copy_(given)
+    else:
+        kept = (cells.contiguous(), gates.contiguous())
+        launch_lstm_recurrence_error(
+            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision
+        )
+    # A float32 tensor is itself what .to returns: it was made here.
+    return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
 
 
 @torch.library.custom_op("pccompile::lstm_recurrence_error", mutates_args=())
@@ -236,18 +270,7 @@ def _recurrence_error(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, hidden_error, cell_error, weight, cells, gates, input_precision)
-    drive_error = gates.new_empty(gates.shape)
-    first = [error.new_empty(error.shape[1:], dtype=torch.float32) for _ in range(2)]
-    if error.shape[0] == 0:  # the first states are the last
-        for target, given in zip(first, (hidden_error, cell_error), strict=True):
-            target.zero_() if given is None else target.copy_(given)
-    else:
-        kept = (cells.contiguous(), gates.contiguous())
-        launch_lstm_recurrence_error(
-            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision
-        )
-    # A float32 tensor is itself what .to returns: it was made here.
-    return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
+    return sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision)
 
 
 @_recurrence_error.register_fake
@@ -285,3 +308,5 @@ def _backward(ctx: Any, hiddens_error: Tensor, cells_error: Tensor, _: Tensor) -
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)
+register_operations(torch.ops.pccompile.lstm_recurrence, weight=1)
+register_operations(torch.ops.pccompile.lstm_recurrence_error, weight=3)

@@ -20,7 +20,7 @@ from pccompile.errors import ProgramError, UsageError
 from pccompile.ir.grammar import Action, Kind, Program
 from pccompile.lowering import Lowered, Quantity, lower, results_of
 from pccompile.lowering.expand import Expansion, FlatPiece
-from pccompile.lowering.fragments import Fragment, Unsupported, fake_of
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fake_of
 from pccompile.updates import negative
 
 __all__ = ["AtenBackend"]
@@ -74,6 +74,10 @@ class AtenBackend:
         phased = [("prediction", self.latest.prediction)]
         phased += [("every step" if stage.piece.loop else "error sweep", stage) for stage in sweep.stages]
         return [replace(row, phase=phase) for phase, stage in phased for row in stage.executable.rows(stage.piece)]
+
+    def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
+        """What a vertex is traced with, given stand-ins for what it reads: its own operators, here."""
+        return Substitution()
 
     def kind_of(self, run: Run) -> Hashable:
         """What a plan depends on: runs of one kind share it."""
@@ -215,7 +219,13 @@ class AtenBackend:
             raise Unsupported("a loop of the schedule is empty for this number of steps")
         fakes = {name: fake_of(v[0]) if isinstance(v[0], torch.Tensor) else v[0] for name, v in clamped.items()}
         expansion = Expansion(
-            self.lowered, self.functions, fakes, value_optimizer(run.rule), self.needed, self.fragments
+            self.lowered,
+            self.functions,
+            fakes,
+            value_optimizer(run.rule),
+            self.needed,
+            self.fragments,
+            self.substitution,
         )
         given = self._all_given(expansion)
         graphs, keys = expansion.error_sweep(given)

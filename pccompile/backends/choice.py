@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,17 @@ from pccompile.lowering.symbols import Boxed
 if TYPE_CHECKING:
     from pccompile.backends.patterns import Match
 
-__all__ = ["Choose", "by_measurement", "is_measured", "objection", "objection_to", "seconds_of"]
+__all__ = [
+    "Choose",
+    "by_measurement",
+    "is_faster",
+    "is_measured",
+    "is_on_gpu",
+    "objection",
+    "objection_to",
+    "random_like",
+    "seconds_of",
+]
 
 logger = logging.getLogger("pccompile")
 
@@ -86,7 +96,12 @@ def objection_to(kinds: Sequence[torch.Tensor], computed: Sequence[torch.Tensor]
 
 
 def _on_gpu(match: Match) -> bool:
-    return all(kind.is_cuda for kind in _tensors(match))
+    return is_on_gpu(_tensors(match))
+
+
+def is_on_gpu(kinds: Iterable[Any]) -> bool:
+    """Whether the tensors among these are all on a GPU, where times mean something."""
+    return all(kind.is_cuda for kind in kinds if isinstance(kind, torch.Tensor))
 
 
 def _tensors(match: Match, beside: Sequence[fx.Node] = ()) -> list[torch.Tensor]:
@@ -105,32 +120,62 @@ def _faster(matches: Sequence[Match], rest: Compile) -> tuple[bool, str]:
     """Whether kernels take no longer than operators, all together."""
     total = {"kernel": 0.0, "operators": 0.0}
     for match in matches:
-        seconds = _timed(match, rest)
+        seconds = _timed(match.kernel, _call_of(match), _graph_of(match), rest, None)
         if isinstance(seconds, str):
             return False, seconds
         total = {name: total[name] + seconds[name] for name in total}
-    told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in total.items())
-    return total["kernel"] <= total["operators"], told
+    return _told(total)
 
 
-def _timed(match: Match, rest: Compile) -> dict[str, float] | str:
-    """Time the kernel and the operators on tensors of these kinds, or look up what was found before; or what failed."""
+def is_faster(name: str, kernel: fx.Graph, operators: fx.Graph | Callable[[], Any], rest: Compile) -> tuple[bool, str]:
+    """Whether a graph with calls of a kernel takes no longer than one without, the operators of both run by `rest`.
+
+    Args:
+        operators: the one without; or, where there is no such graph, what does the same when it is called.
+    """
+    seconds = _timed(name, kernel, operators, rest, rest)
+    return (False, seconds) if isinstance(seconds, str) else _told(seconds)
+
+
+def _told(seconds: dict[str, float]) -> tuple[bool, str]:
+    told = ", ".join(f"{name} {1e6 * value:.3g} us" for name, value in seconds.items())
+    return seconds["kernel"] <= seconds["operators"], told
+
+
+def _timed(
+    name: str,
+    kernel: fx.Graph,
+    operators: fx.Graph | Callable[[], Any],
+    rest: Compile,
+    beside: Compile | None,
+) -> dict[str, float] | str:
+    """Time a kernel and operators on tensors of their inputs' kinds, or look up what was found before; or what failed.
+
+    Args:
+        name: the kernel's.
+        rest: what runs the operators.
+        beside: what runs those beside the kernel; None where there are none.
+    """
     import triton
 
     import pccompile
 
-    replaced, kernel = _graph_of(match), _call_of(match)
     versions = triton.__version__, pccompile.__version__
-    key = cache.digest("kernel", rest.__name__, versions, *map(signature, (replaced, kernel)))
+    is_graph = isinstance(operators, fx.Graph)
+    replaced = signature(operators) if is_graph else "called"
+    key = cache.digest("kernel", rest.__name__, versions, replaced, signature(kernel))
     seconds = cache.load(key)
     if not isinstance(seconds, dict) or set(seconds) != {"kernel", "operators"}:
         try:
-            seconds = {"kernel": seconds_of(kernel, None), "operators": seconds_of(replaced, rest)}
+            seconds = {
+                "kernel": seconds_of(kernel, beside),
+                "operators": seconds_of(operators, rest) if is_graph else _seconds_of_call(operators),
+            }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever goes wrong inside Triton or its compiler, the operators can run
-            logger.warning("%s cannot run, operators do: %s: %s", match.kernel, type(error).__name__, error)
-            return f"{match.kernel} fails: {type(error).__name__}"
+            logger.warning("%s cannot run, operators do: %s: %s", name, type(error).__name__, error)
+            return f"{name} fails: {type(error).__name__}"
         cache.store(key, seconds)
     return seconds
 
@@ -171,7 +216,7 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
         False,
     )
     call = (rest or as_it_is)(piece).call
-    inputs = [_random(node.meta["val"]) for node in placeholders]
+    inputs = [random_like(node.meta["val"]) for node in placeholders]
     (device,) = {value.device for value in inputs if isinstance(value, torch.Tensor)}
 
     def calls(given: list[Any]) -> tuple[()]:
@@ -186,6 +231,18 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
         return statistics.median(_seconds(replay) for _ in range(_REPETITIONS)) / _CALLS
 
 
+def _seconds_of_call(call: Callable[[], Any]) -> float:
+    """The median time of a call on the present GPU, by CUDA events; it is not recorded."""
+
+    def calls() -> None:
+        for _ in range(_CALLS):
+            call()
+
+    for _ in range(_WARM_UPS):
+        calls()
+    return statistics.median(_seconds(calls) for _ in range(_REPETITIONS)) / _CALLS
+
+
 def _seconds(replay: Callable[[], None]) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -195,7 +252,7 @@ def _seconds(replay: Callable[[], None]) -> float:
     return float(start.elapsed_time(stop)) / 1e3
 
 
-def _random(kind: Any) -> Any:
+def random_like(kind: Any) -> Any:
     """A tensor of this kind, or the number itself; elements that share memory are drawn once."""
     if not isinstance(kind, torch.Tensor):
         return kind

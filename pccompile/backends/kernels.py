@@ -22,11 +22,11 @@ from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
 from pccompile.backends.timing import measure
-from pccompile.backends.triton import is_installed, with_groups, with_kernels
+from pccompile.backends.triton import is_installed, with_groups, with_kernels, with_recurrences
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Program
-from pccompile.lowering.fragments import Fragment
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution
 from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
@@ -70,6 +70,10 @@ class TritonBackend(AtenBackend):
     def consumed(self, run: Run) -> frozenset[str]:
         """See `AtenBackend.consumed`."""
         return super().consumed(run) if self.sweep is None else frozenset()
+
+    def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
+        """What a vertex is traced with; see `AtenBackend.substitution`."""
+        return with_recurrences(function, kinds, self.fragments)
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""

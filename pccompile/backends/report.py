@@ -108,7 +108,7 @@ def rows_of(graph: fx.Graph, runs: str, reason: str) -> list[Row]:
         Row(
             (vertex,) if vertex else (),
             runs,
-            next((node.meta["declined"] for node in nodes if "declined" in node.meta), reason),
+            next(filter(None, map(_why_left, nodes)), reason),
             sum(map(launches_of, nodes)),
             sum(map(bytes_of, nodes)),
             sum(map(operations_of, nodes)),
@@ -116,6 +116,12 @@ def rows_of(graph: fx.Graph, runs: str, reason: str) -> list[Row]:
         for vertex, nodes in by_vertex.items()
     ]
     return [row for row in rows if row.launches]
+
+
+def _why_left(node: fx.Node) -> str:
+    """Why operators compute a node that a kernel might, if anything is known."""
+    left: str = node.meta.get("declined", "") or getattr(node.meta.get("origin"), "left", "")
+    return left
 
 
 def launches_of(node: fx.Node) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -21,13 +21,15 @@ from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
+from pccompile.derivatives import LocalFunction
 from pccompile.lowering.expand import FlatPiece
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution
 
 if TYPE_CHECKING:
     from pccompile.backends.patterns import Match
     from pccompile.backends.patterns.pieces import Group, Pieces
 
-__all__ = ["is_installed", "with_groups", "with_kernels"]
+__all__ = ["is_installed", "with_groups", "with_kernels", "with_recurrences"]
 
 
 def is_installed() -> bool:
@@ -41,7 +43,7 @@ def with_kernels(piece: FlatPiece, rest: Compile | None = None) -> Executable:
     Args:
         rest: what runs the other operators; None: Inductor on a GPU, ATen elsewhere.
     """
-    rest = rest or _rest(piece)
+    rest = rest or _rest(_kinds_in(piece))
     if not is_installed():
         return rest(piece)
     graph = copy.deepcopy(piece.module.graph)
@@ -50,8 +52,12 @@ def with_kernels(piece: FlatPiece, rest: Compile | None = None) -> Executable:
     return replace(executable, choices=tuple(choices), graph=graph)
 
 
-def _rest(piece: FlatPiece) -> Compile:
-    kinds = (node.meta.get("val") for node in piece.module.graph.nodes)
+def _kinds_in(piece: FlatPiece) -> list[Any]:
+    return [node.meta.get("val") for node in piece.module.graph.nodes]
+
+
+def _rest(kinds: Iterable[Any]) -> Compile:
+    """What runs the operators on tensors like these that no kernel takes."""
     on_gpu = any(isinstance(kind, torch.Tensor) and kind.is_cuda for kind in kinds)
     return with_inductor if on_gpu and is_available("cuda") else as_it_is
 
@@ -63,8 +69,24 @@ def with_groups(pieces: Sequence[FlatPiece]) -> list[FlatPiece]:
     from pccompile.backends.patterns.pieces import Pieces
 
     together = Pieces(pieces)
-    rewrite_together(together, by_measurement(_rest(pieces[0])))
+    rewrite_together(together, by_measurement(_rest(_kinds_in(pieces[0]))))
     return together.finish()
+
+
+def with_recurrences(
+    function: LocalFunction, kinds: Mapping[Leaf, Any], known: dict[Hashable, Fragment]
+) -> Substitution:
+    """What a vertex is traced with: the kernels of recurrent layers where they are chosen.
+
+    Args:
+        kinds: a stand-in for each tensor that the local function reads.
+        known: fragments traced before, to which new ones are added.
+    """
+    if not is_installed():
+        return Substitution()
+    from pccompile.backends.recurrences import substitution_for
+
+    return substitution_for(function, kinds, known, _rest(kinds.values()))
 
 
 def rewrite_together(pieces: Pieces, choose: Choose) -> None:
@@ -110,7 +132,7 @@ def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
             for match in pattern.candidates(heart):
                 if not order.takes(match):
                     continue
-                taken, reason = choose(match)
+                taken, reason = (True, match.decided) if match.decided else choose(match)
                 if taken:
                     rows.append(_row(match, match.kernel, reason))
                     order.put(match)

@@ -7,7 +7,7 @@ later graph reads of an earlier one, a residual say, becomes a result there and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from torch import fx
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
-from pccompile.lowering.fragments import Fragment, Leaf, Unsupported
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported
 from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.masks import narrow_masks
@@ -67,6 +67,7 @@ class Expansion:
         optimizer: the optimizer of the values; its numbers are inputs of the graphs.
         needed: the quantities that somebody reads after a graph has run.
         fragments: fragments traced before.
+        substitution: what a vertex's fragment is traced with, given its local function and stand-ins for what it reads.
 
     Raises:
         Unsupported: the program cannot be written in ATen.
@@ -80,8 +81,10 @@ class Expansion:
         optimizer: ValueOptimizer,
         needed: set[Quantity],
         fragments: dict[Hashable, Fragment],
+        substitution: Callable[[LocalFunction, Mapping[Leaf, Any]], Substitution],
     ) -> None:
         self.lowered, self.functions, self.fragments, self.needed = lowered, functions, fragments, needed
+        self.substitution = substitution
         self.names = lowered.prediction_sweep.names
         self.module_of = {self.names[vertex]: function for vertex, function in functions.items()}
         self.space = Space()

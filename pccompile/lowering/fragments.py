@@ -8,9 +8,9 @@ that compute the same function of inputs of the same kind share one fragment, ho
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from pccompile.nodes import call_node
 __all__ = [
     "Fragment",
     "Leaf",
+    "Substitution",
     "Unsupported",
     "fake_of",
     "fakes",
@@ -89,6 +90,19 @@ class Fragment:
         return found
 
 
+@dataclass(frozen=True)
+class Substitution:
+    """What a fragment is traced with in the place of some operators.
+
+    Attributes:
+        functions: by operator; each computes what the operator does.
+        reason: why; or, where there are none, why the operators stay; "" where nothing was to be decided.
+    """
+
+    functions: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    reason: str = ""
+
+
 _READ_SHAPES_ONLY = (
     torch.ops.aten.empty_like.default,
     torch.ops.aten.full_like.default,
@@ -102,6 +116,9 @@ _READ_SHAPES_ONLY = (
 def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+_AS_IT_IS = Substitution()
 
 
 @cache
@@ -129,25 +146,27 @@ def fragment_of(
     leaves: Mapping[Leaf, Any],
     errors: Sequence[torch.Tensor] | None,
     known: dict[Hashable, Fragment],
+    instead: Substitution = _AS_IT_IS,
 ) -> Fragment:
     """The fragment of a local function at inputs of these kinds, from `known` or traced now and added to it.
 
     Args:
         leaves: a stand-in for each tensor the function reads, by parent and component; other values themselves.
         errors: a stand-in for the error of each differentiable component; None for contiguous ones.
+        instead: what is traced in the place of operators.
 
     Raises:
         Unsupported: an operator cannot run on stand-ins, or the trace writes into a tensor it also reads.
     """
     positions = {leaf: position for position, leaf in enumerate(leaves)}
     key = (
-        _signature(function, positions),
+        _signature(function, positions, instead),
         tuple(kind_of(value) for value in leaves.values()),
         None if errors is None else tuple(kind_of(error) for error in errors),
     )
     if key not in known:
         try:
-            known[key] = _trace(function, leaves, errors)
+            known[key] = _trace(function, leaves, errors, instead)
         except Unsupported:
             raise
         except Exception as error:
@@ -166,7 +185,7 @@ def fragment_of(
     )
 
 
-def _signature(function: LocalFunction, positions: Mapping[Leaf, int]) -> Hashable:
+def _signature(function: LocalFunction, positions: Mapping[Leaf, int], instead: Substitution) -> Hashable:
     """What a local function computes, with its own nodes and leaves numbered."""
     number: dict[str, str] = {}
     for name, read in function.reads.items():
@@ -177,7 +196,7 @@ def _signature(function: LocalFunction, positions: Mapping[Leaf, int]) -> Hashab
     for node in function.fx_nodes:
         number[node.name] = f"node {len(rows)}"
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Numbered(number[n.name]))
-        rows.append(f"{id(node.target)} {args!r} {kwargs!r}")
+        rows.append(f"{id(instead.functions.get(node.target, node.target))} {args!r} {kwargs!r}")
     free = tuple(component.free for component in function.vertex.components)
     return tuple(rows), tuple(number[node] for node in function.outputs), free, tuple(number.values())
 
@@ -186,7 +205,12 @@ class _Numbered(str):
     __slots__ = ()
 
 
-def _trace(function: LocalFunction, leaves: Mapping[Leaf, Any], errors: Sequence[torch.Tensor] | None) -> Fragment:
+def _trace(
+    function: LocalFunction,
+    leaves: Mapping[Leaf, Any],
+    errors: Sequence[torch.Tensor] | None,
+    instead: Substitution,
+) -> Fragment:
     # a stand-in of its own for each leaf: the tracer tells tensors apart by identity
     tensors = {leaf: fake_of(value) for leaf, value in leaves.items() if isinstance(value, torch.Tensor)}
     asked = [
@@ -199,7 +223,7 @@ def _trace(function: LocalFunction, leaves: Mapping[Leaf, Any], errors: Sequence
     def predict(given: Mapping[Leaf, Any]) -> list[Any]:
         values = {node: given[name, index] for name, read in function.reads.items() for index, node, _ in read}
         for node in function.fx_nodes:
-            values[node.name] = call_node(node, values)
+            values[node.name] = call_node(node, values, instead.functions)
         return [values[node] for node in function.outputs]
 
     def joint(inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:

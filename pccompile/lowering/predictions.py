@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from pccompile.derivatives import LocalFunction, Value
-from pccompile.lowering.fragments import Fragment, Leaf, Unsupported, fragment_of, is_random
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fragment_of, is_random
 from pccompile.lowering.symbols import Origin, Space, Symbol
 
 __all__ = ["Held", "Prediction"]
@@ -22,6 +22,9 @@ class Written(Protocol):
     space: Space
     names: Mapping[str, str]
     fragments: dict[Hashable, Fragment]
+
+    def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
+        """What a fragment is traced with, given stand-ins for what its function reads."""
 
 
 @dataclass
@@ -55,7 +58,9 @@ class Prediction:
     ) -> None:
         self.written, self.name, self.function, self.leaves = written, name, function, leaves
         self.kinds = {leaf: value.fake if isinstance(value, Symbol) else value for leaf, value in leaves.items()}
-        self.fragment = fragment_of(function, self.kinds, None, written.fragments)
+        self.instead = written.substitution(function, self.kinds)
+        self.why = {"taken" if self.instead.functions else "left": self.instead.reason}
+        self.fragment = fragment_of(function, self.kinds, None, written.fragments, self.instead)
         self.behind = self.fragment.behind
         self.symbols: dict[fx.Node, Any] = {node: leaves[leaf] for leaf, node in self.fragment.leaves.items()}
         if first is not None:
@@ -118,7 +123,7 @@ class Prediction:
         actual = [part.fake for part in parts.values()]
         if all(a.stride() == b.stride() and a.dtype == b.dtype for a, b in zip(expected, actual, strict=True)):
             return self.fragment, _Layered(self.symbols)
-        other = fragment_of(self.function, self.kinds, actual, self.written.fragments)
+        other = fragment_of(self.function, self.kinds, actual, self.written.fragments, self.instead)
         self.behind = self.behind | other.behind
         mine, theirs = self.fragment.predicted, other.predicted
         forward = min(len(mine), len(theirs))
@@ -148,7 +153,7 @@ class Prediction:
             args = fx.node.map_arg(current.args, lambda n: Held(symbols[n]))
             kwargs = fx.node.map_arg(current.kwargs, lambda n: Held(symbols[n]))
             part: Any = "error" if current in self.behind else "prediction"
-            self.written.space.origin = Origin(self.function.vertex.name, part)
+            self.written.space.origin = Origin(self.function.vertex.name, part, **self.why)
             operator = str(getattr(current.target, "__name__", current.target)).partition(".")[0].strip("_")
             symbols[current] = self.written.space.emit(
                 current.target,  # type: ignore[arg-type]

@@ -23,10 +23,13 @@ class Origin:
     Attributes:
         vertex: the vertex that it belongs to, "" where it belongs to none.
         part: the vertex's prediction, a product with its transposed Jacobian, or a sum in an update.
+        taken, left: why other operators were traced in the place of the vertex's own, or why these were not.
     """
 
     vertex: str = ""
     part: Literal["prediction", "error", "update"] = "update"
+    taken: str = ""
+    left: str = ""
 
 
 class Boxed(fx.graph.CodeGen):

@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pccompile
-from pccompile.backends import choice, triton
+from pccompile.backends import choice, recurrences, triton
 from pccompile.backends.patterns.match import Match
 from pccompile.backends.report import BackendReport
 from pccompile.errors import UsageError
@@ -18,6 +18,17 @@ X, Y = torch.linspace(-1, 1, 30).view(5, 6), torch.tensor([0, 1, 2, 1, 0])
 def mlp():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Outputs(nn.Module):
+    """What a recurrent network puts out, for samples that are one sequence."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)[0]
 
 
 def trained(model, backend="triton", rule=None, **options):
@@ -51,6 +62,21 @@ def test_without_a_gpu_everything_runs_as_the_aten_back_end_does_and_the_report_
     assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
     assert {row.kernel for row in pc.backend_report()} == {"aten"}
     assert {row.reason for row in pc.backend_report() if row.operations} == {"no GPU"}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_without_a_gpu_recurrent_networks_run_as_on_the_aten_back_end_and_the_report_says_why(kind, monkeypatch):
+    monkeypatch.setattr(choice, "objection", lambda match: "no GPU")  # also where there is one
+    monkeypatch.setattr(recurrences, "objection_to", lambda kinds, computed: "no GPU")
+    gradients = {}
+    for backend in ("aten", "triton"):
+        torch.manual_seed(0)
+        network = Outputs(kind(6, 3))
+        pc = trained(network, backend)
+        gradients[backend] = [parameter.grad for parameter in network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+    rows = pc.backend_report().of(f"net.{kind.__name__.lower()}")
+    assert {(row.kernel, row.reason) for row in rows} == {("aten", "no GPU")}
 
 
 @pytest.mark.parametrize(

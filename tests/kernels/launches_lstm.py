@@ -13,7 +13,7 @@ from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_re
 def _launch(case: Case, steps: int, batch: int, units: int) -> None:
     states, gates = case.empty(steps + 1, batch, units), case.empty(steps, batch, 4 * units)
     weight, precision = case.empty(4 * units, units), case.input_precision
-    launch_lstm_recurrence(gates, weight, states, states, gates, precision)
+    launch_lstm_recurrence(gates, weight, states[0], states[0], states, states, gates, precision)
     first = case.empty(batch, units, dtype=torch.float32)
     last = states[0]
     launch_lstm_recurrence_error(states[1:], last, last, weight, states, gates, gates, first, first, precision)

@@ -30,6 +30,7 @@ from pccompile.backends.patterns import (
     linear_predict,
     linear_step,
     pointwise,
+    recurrence,
     row_norm,
 )
 from pccompile.backends.patterns.match import Match, Pattern
@@ -49,5 +50,6 @@ PATTERNS: tuple[Pattern, ...] = (
     linear_error.PATTERN,
     *row_norm.PATTERNS,
     embedding_error.PATTERN,
+    *recurrence.PATTERNS,
     pointwise.PATTERN,
 )

@@ -48,6 +48,7 @@ class Match:
         launches: of kernels, by the call.
         statistics: those of the inputs that are float32 beside tensors of any dtype.
         kinds: stand-ins for inputs and results that are of another kind once the call has taken its place.
+        decided: why it is taken, where that was decided before.
     """
 
     kernel: str
@@ -58,6 +59,7 @@ class Match:
     launches: int = 1
     statistics: tuple[fx.Node, ...] = ()
     kinds: Mapping[fx.Node, Any] = field(default_factory=dict)
+    decided: str = ""
 
     @property
     def graph(self) -> fx.Graph:

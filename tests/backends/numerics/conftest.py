@@ -15,4 +15,4 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def every_kernel_that_can_run_and_operators_beside_them(monkeypatch):
     monkeypatch.setenv("PCCOMPILE_KERNELS", "always")
-    monkeypatch.setattr(triton, "_rest", lambda piece: as_it_is)
+    monkeypatch.setattr(triton, "_rest", lambda kinds: as_it_is)

@@ -336,7 +336,7 @@ def test_a_step_of_a_convolution_is_measured_with_the_move_of_its_parent(device)
 
 @pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
 def test_inductor_compiles_what_lies_between_the_kernels(device, monkeypatch):
-    monkeypatch.setattr(triton, "_rest", lambda piece: inductor.with_inductor)
+    monkeypatch.setattr(triton, "_rest", lambda kinds: inductor.with_inductor)
     pc = compiled(nn.Sequential(nn.Linear(6, 7), nn.Softmax(-1), nn.Linear(7, 3)), device)
     launches = agree(pc, pccompile.FixedPrediction(steps=4, step_size=0.4), *batch(device))
     assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}

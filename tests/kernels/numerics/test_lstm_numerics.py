@@ -9,9 +9,9 @@ from torch import nn
 from pccompile.errors import PCCompileError, ShapeError, UsageError
 from pccompile.kernels import lstm_error, lstm_predict
 from pccompile.kernels.launches import counting_launches
-from pccompile.kernels.lstm.configurations import Configuration
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 from pccompile.kernels.lstm.reference import lstm_recurrence_error_reference, lstm_recurrence_reference
+from pccompile.kernels.recurrences import Configuration
 
 recurrence = torch.ops.pccompile.lstm_recurrence
 recurrence_error = torch.ops.pccompile.lstm_recurrence_error
@@ -65,8 +65,7 @@ def test_any_tiles_give_the_same_and_every_element_is_written(device, blocks):
     configuration = Configuration(*blocks, warps=4, stages=2)
     reference = lstm_recurrence_reference(drive, weight, hidden, cell)
     outputs = [torch.full_like(each, torch.nan) for each in reference]
-    outputs[0][0], outputs[1][0] = hidden, cell
-    launch_lstm_recurrence(drive, weight, *outputs, configuration=configuration)
+    launch_lstm_recurrence(drive, weight, hidden, cell, *outputs, configuration=configuration)
     for index, (expected, actual) in enumerate(zip(reference, outputs, strict=True)):
         assert_close(f"output {index}", expected, actual)
     sweep = (torch.randn_like(reference[0][1:]), None, None, weight, *reference[1:])

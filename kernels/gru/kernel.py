@@ -1,0 +1,345 @@
+"""The Triton kernels of a GRU layer's recurrence, and their launches."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pccompile.kernels.activations import activate
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
+from pccompile.kernels.launches import count_launch
+from pccompile.kernels.recurrences import Configuration, carry_back, configuration_for, gate_products, start_state
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+
+__all__ = [
+    "gru_recurrence_error_kernel",
+    "gru_recurrence_kernel",
+    "launch_gru_recurrence",
+    "launch_gru_recurrence_error",
+]
+
+# Pointers move by one time step at a time: offsets stay within a step, and 32 bits are enough for most.
+
+
+@triton.jit
+def gru_recurrence_kernel(
+    drive_ptr,  # (steps, batch, 3 units)
+    weight_ptr,  # (3 units, units)
+    bias_ptr,  # (3 units,)
+    first_hidden_ptr,  # (batch, units)
+    hidden_ptr,  # (steps + 1, batch, units)
+    gate_ptr,  # (steps, batch, 4 units)
+    steps,
+    batch,
+    units,
+    drive_step_stride,
+    drive_batch_stride,
+    drive_gate_stride,
+    weight_gate_stride,
+    weight_unit_stride,
+    bias_stride,
+    hidden_batch_stride,
+    hidden_unit_stride,
+    BIAS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """All time steps of a tile of the batch."""
+    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
+    inside = row < batch
+    start_state(
+        hidden_ptr,
+        first_hidden_ptr,
+        hidden_batch_stride,
+        hidden_unit_stride,
+        row,
+        inside,
+        units,
+        True,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
+    tl.debug_barrier()
+
+    for _ in range(0, steps):
+        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
+            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+            known = unit < units
+            within = inside[:, None] & known[None, :]
+            drive = drive_ptr + (row * drive_batch_stride)[:, None] + (unit * drive_gate_stride)[None, :]
+            apart = units * drive_gate_stride
+            z_reset = tl.load(drive, mask=within, other=0.0).to(tl.float32)
+            z_update = tl.load(drive + apart, mask=within, other=0.0).to(tl.float32)
+            recalled = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
+            if BIAS:
+                bias = bias_ptr + unit * bias_stride
+                bias_apart = units * bias_stride
+                z_reset += tl.load(bias, mask=known, other=0.0).to(tl.float32)[None, :]
+                z_update += tl.load(bias + bias_apart, mask=known, other=0.0).to(tl.float32)[None, :]
+                recalled += tl.load(bias + 2 * bias_apart, mask=known, other=0.0).to(tl.float32)[None, :]
+            z_reset, z_update, recalled, _no_fourth = gate_products(
+                z_reset,
+                z_update,
+                recalled,
+                recalled,
+                hidden_ptr,
+                weight_ptr,
+                row,
+                inside,
+                unit,
+                known,
+                units,
+                weight_gate_stride,
+                weight_unit_stride,
+                False,
+                INPUT_PRECISION,
+                WIDE,
+                UPCAST,
+                BLOCK_SUM,
+            )
+            reset = activate(z_reset, 0.0, "sigmoid")
+            update = activate(z_update, 0.0, "sigmoid")
+            given = tl.load(drive + 2 * apart, mask=within, other=0.0).to(tl.float32)
+            candidate = activate(given + reset * recalled, 0.0, "tanh")
+            here = (row * units)[:, None] + unit[None, :]
+            before = tl.load(hidden_ptr + here, mask=within, other=0.0).to(tl.float32)
+            hidden = candidate + update * (before - candidate)
+            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            dtype = gate_ptr.dtype.element_ty
+            tl.store(gates, reset.to(dtype), mask=within)
+            tl.store(gates + units, update.to(dtype), mask=within)
+            tl.store(gates + 2 * units, candidate.to(dtype), mask=within)
+            tl.store(gates + 3 * units, recalled.to(dtype), mask=within)
+            tl.store(hidden_ptr + batch * units + here, hidden.to(dtype), mask=within)
+        tl.debug_barrier()  # the next step reads what other threads have written
+        drive_ptr += drive_step_stride
+        hidden_ptr += batch * units
+        gate_ptr += 4 * batch * units
+
+
+@triton.jit
+def gru_recurrence_error_kernel(
+    error_ptr,  # (batch, units), of the last step; the steps before lie before it
+    hidden_error_ptr,  # (batch, units)
+    weight_ptr,  # (3 units, units)
+    hidden_ptr,  # (batch, units), before the last step
+    gate_ptr,  # (batch, 4 units), of the last step
+    drive_error_ptr,  # (batch, 3 units), of the last step
+    state_error_ptr,  # (batch, 3 units), of the last step
+    carried_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
+    steps,
+    batch,
+    units,
+    error_step_stride,
+    error_batch_stride,
+    error_unit_stride,
+    hidden_error_batch_stride,
+    hidden_error_unit_stride,
+    weight_gate_stride,
+    weight_unit_stride,
+    HIDDEN_ERROR: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,  # int64 offsets
+    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """All time steps of a tile of the batch, from the last to the first."""
+    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
+    inside = row < batch
+    start_state(
+        carried_ptr,
+        hidden_error_ptr,
+        hidden_error_batch_stride,
+        hidden_error_unit_stride,
+        row,
+        inside,
+        units,
+        HIDDEN_ERROR,
+        WIDE,
+        BLOCK_BATCH,
+        BLOCK_UNITS,
+    )
+    tl.debug_barrier()
+
+    for _ in range(0, steps):
+        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
+            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
+            within = inside[:, None] & (unit < units)[None, :]
+            here = (row * units)[:, None] + unit[None, :]
+            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            reset = tl.load(gates, mask=within, other=0.0).to(tl.float32)
+            update = tl.load(gates + units, mask=within, other=0.0).to(tl.float32)
+            candidate = tl.load(gates + 2 * units, mask=within, other=0.0).to(tl.float32)
+            recalled = tl.load(gates + 3 * units, mask=within, other=0.0).to(tl.float32)
+            before = tl.load(hidden_ptr + here, mask=within, other=0.0).to(tl.float32)
+            place = (row * error_batch_stride)[:, None] + (unit * error_unit_stride)[None, :]
+            d_hidden = tl.load(error_ptr + place, mask=within, other=0.0).to(tl.float32)
+            d_hidden += tl.load(carried_ptr + here, mask=within, other=0.0)
+            d_candidate = d_hidden * (1.0 - update) * (1.0 - candidate * candidate)
+            d_reset = d_candidate * recalled * reset * (1.0 - reset)
+            d_update = d_hidden * (before - candidate) * update * (1.0 - update)
+            gate = (row * (3 * units))[:, None] + unit[None, :]
+            dtype = drive_error_ptr.dtype.element_ty
+            tl.store(drive_error_ptr + gate, d_reset.to(dtype), mask=within)
+            tl.store(drive_error_ptr + units + gate, d_update.to(dtype), mask=within)
+            tl.store(drive_error_ptr + 2 * units + gate, d_candidate.to(dtype), mask=within)
+            tl.store(state_error_ptr + gate, d_reset.to(dtype), mask=within)
+            tl.store(state_error_ptr + units + gate, d_update.to(dtype), mask=within)
+            tl.store(state_error_ptr + 2 * units + gate, (d_candidate * reset).to(dtype), mask=within)
+            tl.store(carried_ptr + here, d_hidden * update, mask=within)
+        tl.debug_barrier()  # the products read what other threads have written
+        carry_back(
+            carried_ptr,
+            state_error_ptr,
+            weight_ptr,
+            row,
+            inside,
+            batch,
+            units,
+            3 * units,
+            weight_gate_stride,
+            weight_unit_stride,
+            True,
+            INPUT_PRECISION,
+            WIDE,
+            UPCAST,
+            BLOCK_UNITS,
+            BLOCK_SUM,
+        )
+        tl.debug_barrier()
+        error_ptr -= error_step_stride
+        hidden_ptr -= batch * units
+        gate_ptr -= 4 * batch * units
+        drive_error_ptr -= 3 * batch * units
+        state_error_ptr -= 3 * batch * units
+
+
+def launch_gru_recurrence(
+    drive: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    input_precision: str = "ieee",
+    configuration: Configuration | None = None,
+) -> None:
+    """Write a recurrence's states and gates into tensors that the caller owns. Arguments are not checked.
+
+    Args:
+        drive: (steps, batch, 3 units); at least one step.
+        weight: (3 units, units).
+        bias: (3 units,), beside the weight; None for zero.
+        hidden: (batch, units), before the first step.
+        hiddens: (steps + 1, batch, units), contiguous, overwritten; the first is what was given.
+        gates: (steps, batch, 4 units), contiguous, overwritten.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(drive.device)
+    (steps, batch, _), units = drive.shape, weight.shape[1]
+    if batch * units == 0:
+        return
+    chosen = configuration or configuration_for(architecture, precision_of(drive.dtype, input_precision))
+    given = weight[:, 0] if bias is None else bias
+    count_launch("gru_recurrence")
+    with torch.cuda.device_of(drive):
+        gru_recurrence_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+            drive,
+            weight,
+            given,
+            hidden,
+            hiddens,
+            gates,
+            steps,
+            batch,
+            units,
+            *drive.stride(),
+            *weight.stride(),
+            *given.stride(),
+            *hidden.stride(),
+            BIAS=bias is not None,
+            INPUT_PRECISION=input_precision,
+            WIDE=needs_wide_offsets(drive[0], weight, hidden, gates[0]),
+            UPCAST=interpreted() and drive.dtype is not torch.float32,
+            BLOCK_BATCH=chosen.block_batch,
+            BLOCK_UNITS=chosen.block_units,
+            BLOCK_SUM=chosen.block_sum,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+        )
+
+
+def launch_gru_recurrence_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    drive_error: Tensor,
+    state_error: Tensor,
+    first_hidden_error: Tensor,
+    input_precision: str = "ieee",
+    configuration: Configuration | None = None,
+) -> None:
+    """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
+
+    Args:
+        error: (steps, batch, units), with respect to the hidden states after each step; at least one step.
+        hidden_error: (batch, units), added to that of the last state; None for zero.
+        weight: (3 units, units).
+        hiddens: (steps + 1, batch, units), contiguous.
+        gates: (steps, batch, 4 units), contiguous.
+        drive_error, state_error: (steps, batch, 3 units), contiguous, overwritten.
+        first_hidden_error: (batch, units), contiguous, float32, overwritten.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(error.device)
+    steps, batch, units = error.shape
+    if batch * units == 0:
+        return
+    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, input_precision))
+    given = weight if hidden_error is None else hidden_error
+    count_launch("gru_recurrence_error")
+    with torch.cuda.device_of(error):
+        gru_recurrence_error_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+            error[-1],
+            given,
+            weight,
+            hiddens[-2],
+            gates[-1],
+            drive_error[-1],
+            state_error[-1],
+            first_hidden_error,
+            steps,
+            batch,
+            units,
+            *error.stride(),
+            *given.stride(),
+            *weight.stride(),
+            HIDDEN_ERROR=hidden_error is not None,
+            INPUT_PRECISION=input_precision,
+            WIDE=needs_wide_offsets(error[0], hidden_error, weight, gates[0]),
+            UPCAST=interpreted() and error.dtype is not torch.float32,
+            BLOCK_BATCH=chosen.block_batch,
+            BLOCK_UNITS=chosen.block_units,
+            BLOCK_SUM=chosen.block_sum,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+        )

@@ -1,0 +1,49 @@
+"""lstm and gru: the recurrence of a layer, and its error, all time steps in one launch each.
+
+The operators are in the graph already where these kernels were chosen (`backends/recurrences.py`): they are called
+without their checks and their dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pccompile.backends.patterns.match import Match, Pattern, call, item, items_of
+from pccompile.kernels.gru.operator import predict_gru, sweep_gru
+from pccompile.kernels.lstm.operator import predict_lstm, sweep_lstm
+
+__all__ = ["PATTERNS"]
+
+_own = torch.ops.pccompile
+
+
+def _calls(kernel: str, function: Callable[..., Any]) -> Callable[[fx.Node], Iterator[Match]]:
+    """The match that calls a function in the place of an operator of the same arguments, which returns a tuple."""
+
+    def candidates(node: fx.Node) -> Iterator[Match]:
+        items = items_of(node)
+        if not items:
+            return
+        results = tuple(items.values())
+
+        def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+            found = call(graph, function, fx.node.map_arg(node.args, at), kernel)
+            found.meta["val"] = node.meta["val"]
+            return [item(graph, found, place, result.meta["val"]) for place, result in items.items()]
+
+        inputs = tuple(dict.fromkeys(node.all_input_nodes))
+        yield Match(kernel, (node, *results), results, inputs, write, decided=node.meta["origin"].taken)
+
+    return candidates
+
+
+PATTERNS = (
+    Pattern("lstm", "prediction", frozenset([_own.lstm_recurrence.default]), _calls("lstm", predict_lstm)),
+    Pattern("lstm", "error", frozenset([_own.lstm_recurrence_error.default]), _calls("lstm", sweep_lstm)),
+    Pattern("gru", "prediction", frozenset([_own.gru_recurrence.default]), _calls("gru", predict_gru)),
+    Pattern("gru", "error", frozenset([_own.gru_recurrence_error.default]), _calls("gru", sweep_gru)),
+)

@@ -1,0 +1,260 @@
+"""Recurrent networks by kernels: to PyTorch all layers, directions and time steps of one are one operator.
+
+How an operator is differentiated depends on device and dtype (cuDNN, oneDNN, a loop over time), and so does what it
+keeps for its error: no pattern in a flat graph would find them all. So a vertex is traced with the same network written
+in the kernels' operators instead. Its products over all time steps are products like others, which patterns take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from pccompile.backends.choice import is_faster, is_measured, is_on_gpu, objection_to, random_like
+from pccompile.backends.patterns.match import argument
+from pccompile.derivatives import LocalFunction
+from pccompile.kernels.devices import recurrence_precision
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fragment_of
+from pccompile.lowering.regions import region
+
+if TYPE_CHECKING:
+    from pccompile.backends.executables import Compile
+
+__all__ = ["substitution_for"]
+
+_aten = torch.ops.aten
+
+
+def substitution_for(
+    function: LocalFunction, kinds: Mapping[Leaf, Any], known: dict[Hashable, Fragment], rest: Compile
+) -> Substitution:
+    """The kernels for the recurrent networks of a local function, if they can run, and take no longer where it counts.
+
+    Args:
+        kinds: a stand-in for each tensor that the function reads.
+        known: fragments traced before, to which new ones are added.
+        rest: what runs the other operators, where prediction and error are timed both ways.
+    """
+    networks = [node for node in function.fx_nodes if node.target in _NETWORKS]
+    if not networks:
+        return Substitution()
+    tensors = {node: kinds[name, index] for name, read in function.reads.items() for index, node, _ in read}
+    problem = next(filter(None, (_objection(node, tensors) for node in networks)), "")
+    if problem:
+        return Substitution(reason=problem)
+    functions = {node.target: _NETWORKS[node.target] for node in networks}
+    ours = Substitution(functions, "not measured")
+    if not is_measured() or not is_on_gpu(kinds.values()):
+        return ours
+    kernel = _joint(fragment_of(function, kinds, None, known, ours))
+    operators: fx.Graph | Callable[[], Any]
+    try:
+        operators = _joint(fragment_of(function, kinds, None, known))
+    except Unsupported:  # as where cuDNN is called with more than tensors: then the eager back end is in its place
+        operators = _by_the_engine(function, kinds)
+    taken, reason = is_faster("recurrence", kernel, operators, rest)
+    return Substitution(functions if taken else {}, reason)
+
+
+def _objection(node: fx.Node, kinds: Mapping[str, Any]) -> str:
+    """Why a network has no kernel; "" if it has one."""
+    read = [kinds[parent.name] for parent in node.all_input_nodes if parent.name in kinds]
+    tensors = [kind for kind in read if isinstance(kind, Tensor)]
+    problem = objection_to(tensors, tensors)
+    if problem:
+        return problem
+    layers: int = argument(node, "num_layers")
+    if argument(node, "train") and argument(node, "dropout") > 0 and layers > 1:
+        return "a network with dropout between its layers has no kernel"
+    directions, tensors_each = 1 + argument(node, "bidirectional"), 2 + 2 * argument(node, "has_biases")
+    if len(argument(node, "params")) != layers * directions * tensors_each:
+        return "a network with projections has no kernel"
+    return ""
+
+
+def _joint(fragment: Fragment) -> fx.Graph:
+    """Prediction and error in one graph."""
+    return region([node for node in fragment.graph.nodes if node.op == "call_function"]).graph
+
+
+def _by_the_engine(function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Callable[[], None]:
+    """Prediction and error as the eager back end runs them, on random tensors."""
+    parents = [
+        tuple(random_like(kinds.get((name, index))) for index in range(width))
+        for name, width in function.widths.items()
+    ]
+    free = [component.free for component in function.vertex.components]
+
+    def call() -> None:
+        local = function({}, *parents)
+        errors = tuple(part if is_free else None for part, is_free in zip(local.prediction, free, strict=True))
+        local.pull_back(errors, tuple(function.targets), True)
+
+    return call
+
+
+# The networks, as the operators have them -----------------------------------------------------------------------------
+
+
+class _Layer(NamedTuple):
+    """The parameters of a layer in a direction; torch names them weight_ih, weight_hh, bias_ih and bias_hh."""
+
+    input: Tensor
+    recurrent: Tensor
+    input_bias: Tensor | None = None
+    recurrent_bias: Tensor | None = None
+
+
+_Recurrence = Callable[[Tensor, _Layer, Sequence[Tensor]], tuple[Tensor, ...]]
+
+
+def _lstm(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """`aten.lstm.input` without projections, and without dropout."""
+    return _network(_lstm_layer, x, hx, params, has_biases, num_layers, bidirectional, batch_first)
+
+
+def _gru(
+    x: Tensor,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """`aten.gru.input` without dropout."""
+    return _network(_gru_layer, x, (hx,), params, has_biases, num_layers, bidirectional, batch_first)
+
+
+_NETWORKS: dict[Any, Callable[..., Any]] = {_aten.lstm.input: _lstm, _aten.gru.input: _gru}
+
+
+def _network(
+    recurrence: _Recurrence,
+    x: Tensor,
+    initial: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    has_biases: bool,
+    layer_count: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """The outputs of the last layer, and of every kind of state the last ones of all layers.
+
+    Args:
+        recurrence: a layer in a direction: its outputs (steps, batch, units), and of every kind of state the last.
+        x: (steps, batch, inputs), or (batch, steps, inputs) with batch_first.
+        initial: of every kind of state the first ones, (layers and directions, batch, units).
+        parameters: those of every layer and direction, one after the other.
+    """
+    each = 4 if has_biases else 2
+    layers = (_Layer(*parameters[start : start + each]) for start in range(0, len(parameters), each))
+    states = zip(*(state.unbind(0) for state in initial), strict=True)
+    reached: list[tuple[Tensor, ...]] = []
+    x = x.transpose(0, 1) if batch_first else x
+    for _ in range(layer_count):
+        outputs = []
+        for backwards in (False, True) if bidirectional else (False,):
+            output, *last = recurrence(x.flip(0) if backwards else x, next(layers), next(states))
+            outputs.append(output.flip(0) if backwards else output)
+            reached.append(tuple(last))
+        x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+    x = x.transpose(0, 1) if batch_first else x
+    return x, *(torch.stack(state) if len(state) > 1 else state[0][None] for state in zip(*reached, strict=True))
+
+
+def _drive(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the inputs contribute to the gates, at all time steps: (steps, batch, gates) in one product."""
+    rows, transposed = x.reshape(-1, x.shape[-1]), weight.t()
+    product = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
+    return product.view(*x.shape[:-1], weight.shape[0])
+
+
+def _lstm_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    bias = None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
+    output, hidden, cell = _LSTMRecurrence.apply(_drive(x, layer.input, bias), layer.recurrent, *states)  # type: ignore[no-untyped-call]
+    return output, hidden, cell
+
+
+class _LSTMRecurrence(torch.autograd.Function):
+    """`pccompile::lstm_recurrence` and its error, with nothing between them but what a layer needs.
+
+    The operator's own derivative takes the errors of all the states that it returns, which a layer would have to put
+    together first; and the product that is dU is a node here, which a pattern may take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.precision = recurrence_precision()
+        hiddens, cells, gates = torch.ops.pccompile.lstm_recurrence(drive, weight, hidden, cell, ctx.precision)
+        ctx.save_for_backward(weight, hiddens, cells, gates)
+        ctx.set_materialize_grads(False)
+        return hiddens[1:], hiddens[-1], cells[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, hiddens, cells, gates = ctx.saved_tensors
+        error, hidden_error, cell_error = errors
+        if error is None:
+            error = torch.zeros_like(hiddens[1:])
+        drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
+            error, hidden_error, cell_error, weight, cells, gates, ctx.precision
+        )
+        d_weight, _ = _gradients(drive_error, hiddens, ctx.needs_input_grad[1], False)
+        return drive_error, d_weight, first_hidden, first_cell
+
+
+def _gru_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = _drive(x, layer.input, layer.input_bias)
+    found: tuple[Tensor, ...] = _GRURecurrence.apply(drive, layer.recurrent, layer.recurrent_bias, *states)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _GRURecurrence(torch.autograd.Function):
+    """`pccompile::gru_recurrence` and its error; see `_LSTMRecurrence`."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.precision = recurrence_precision()
+        hiddens, gates = torch.ops.pccompile.gru_recurrence(drive, weight, bias, hidden, ctx.precision)
+        ctx.save_for_backward(weight, hiddens, gates)
+        ctx.set_materialize_grads(False)
+        return hiddens[1:], hiddens[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, hiddens, gates = ctx.saved_tensors
+        error, hidden_error = errors
+        if error is None:
+            error = torch.zeros_like(hiddens[1:])
+        drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
+            error, hidden_error, weight, hiddens, gates, ctx.precision
+        )
+        return drive_error, *_gradients(state_error, hiddens, *ctx.needs_input_grad[1:3]), first
+
+
+def _gradients(error: Tensor, hiddens: Tensor, of_weight: bool, of_bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """d^T h and d, summed over time steps and samples, as autograd writes those of a linear layer.
+
+    Args:
+        error: (steps, batch, gates).
+        hiddens: (steps + 1, batch, units).
+    """
+    rows = error.reshape(-1, error.shape[-1])
+    d_weight = rows.t() @ hiddens[:-1].reshape(-1, hiddens.shape[-1]) if of_weight else None
+    return d_weight, rows.sum(0, keepdim=True).view(-1) if of_bias else None
