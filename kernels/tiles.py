@@ -1,4 +1,4 @@
-"""How programs are laid over tiles, and how they write one, shared by the kernels."""
+"""How programs are laid over tiles, and how they round and write one, shared by the kernels."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["grouped_tile", "needs_wide_offsets", "tile_indices", "write_tile"]
+__all__ = ["as_stored", "grouped_tile", "needs_wide_offsets", "tile_indices", "write_tile"]
 
 _LARGEST_INT32 = 2**31 - 1
 _LARGEST_TILE = 512
@@ -31,6 +31,15 @@ def tile_indices(tile, BLOCK: tl.constexpr, WIDE: tl.constexpr):
     if WIDE:
         indices = indices.to(tl.int64)
     return tile * BLOCK + indices
+
+
+@triton.jit
+def as_stored(prediction, value, UPCAST: tl.constexpr):
+    """A prediction rounded as values are, so that one that has not moved has no error, rather than its rounding's."""
+    if UPCAST and value.dtype == tl.bfloat16:  # the interpreter would cut off what it should round
+        bits = prediction.to(tl.uint32, bitcast=True)
+        prediction = (bits + (((bits >> 16) & 1) + 0x7FFF)).to(tl.float32, bitcast=True)
+    return prediction.to(value.dtype).to(tl.float32)
 
 
 @triton.jit

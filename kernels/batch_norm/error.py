@@ -26,7 +26,7 @@ from pccompile.kernels.batch_norm.configurations import Configuration
 from pccompile.kernels.devices import architecture_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["ErrorBranch", "batch_norm_error_kernel", "launch_batch_norm_error"]
 
@@ -54,16 +54,9 @@ def _normal(branch, strides, channel, sample, position, within, mean, rstd):
 def _write_gradients(branch, strides, channel, inside, along, shift, gain, ASKED: tl.constexpr):
     """dw and db, where they are asked for."""
     if ASKED[2]:
-        _write_gradient(branch[5] + channel * strides[3], gain * along, inside, ASKED[5])
+        write_tile(branch[5] + channel * strides[3], gain * along, inside, ASKED[5])
     if ASKED[3]:
-        _write_gradient(branch[6] + channel * strides[4], gain * shift, inside, ASKED[6])
-
-
-@triton.jit
-def _write_gradient(pointers, value, inside, ACCUMULATE: tl.constexpr):
-    if ACCUMULATE:
-        value += tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    tl.store(pointers, value.to(pointers.dtype.element_ty), mask=inside)
+        write_tile(branch[6] + channel * strides[4], gain * shift, inside, ASKED[6])
 
 
 @triton.jit

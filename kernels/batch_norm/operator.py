@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
 from pccompile.kernels.batch_norm.channels import three_dimensional
 from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
 from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.row_norm.operator import NormErrorSweep
 
 __all__ = [
@@ -169,11 +170,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, *running: Tens
     statistics = dict(zip(("running_mean", "running_var"), running, strict=False))
     for argument, tensor in {"weight": weight, "bias": bias, **statistics}.items():
         check_fits(name, argument, tensor, (x.shape[1],), "(channels,)", against=_CHANNELS)
-        if tensor is not None and tensor.device != x.device:
-            raise ShapeError(
-                f"{name}: {argument} is on {tensor.device}, but x is on {x.device}",
-                cure=f"move {argument} to {x.device}",
-            )
+        check_device(name, argument, tensor, "x", x)
 
 
 def _check_error(
@@ -226,7 +223,7 @@ def _empty_sweep(
     )
 
 
-@torch.library.custom_op("pccompile::batch_norm_predict", mutates_args=())
+@custom_operator("pccompile::batch_norm_predict")
 def _predict(
     x: Tensor,
     weight: Tensor | None,
@@ -238,6 +235,8 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check(x, weight, bias, running_mean, running_var)
     output, mean, rstd, new_mean, new_var = outputs = _empty_prediction(x, running_mean, running_var)
+    if not has_data(x):
+        return outputs
     if x.numel() == 0:  # nothing is known of the channels, and the running statistics stay
         for old, new in ((running_mean, new_mean), (running_var, new_var)):
             if old is not None:
@@ -247,20 +246,6 @@ def _predict(
     read = three_dimensional(x), weight, bias, running_mean, running_var
     launch_batch_norm_predict(Branch(*read, mean, rstd, *moved, momentum, eps), three_dimensional(output))
     return outputs
-
-
-@_predict.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, running_mean, running_var)
-    return _empty_prediction(x, running_mean, running_var)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -290,7 +275,7 @@ def _backward(ctx: Any, error: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 _predict.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("pccompile::batch_norm_error", mutates_args=())
+@custom_operator("pccompile::batch_norm_error")
 def _error(
     error: Tensor,
     x: Tensor,
@@ -304,34 +289,19 @@ def _error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, x, weight, mean, rstd)
     outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
-    branch = ErrorBranch(
-        three_dimensional(x),
-        weight,
-        mean,
-        rstd,
-        three_dimensional(outputs[0]) if parent_error else None,
-        outputs[1] if weight_gradient else None,
-        outputs[2] if bias_gradient else None,
-        gain=gain,
-    )
-    launch_batch_norm_error(three_dimensional(error), branch)
+    if has_data(error):
+        branch = ErrorBranch(
+            three_dimensional(x),
+            weight,
+            mean,
+            rstd,
+            three_dimensional(outputs[0]) if parent_error else None,
+            outputs[1] if weight_gradient else None,
+            outputs[2] if bias_gradient else None,
+            gain=gain,
+        )
+        launch_batch_norm_error(three_dimensional(error), branch)
     return outputs
-
-
-@_error.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    parent_error: bool,
-    weight_gradient: bool,
-    bias_gradient: bool,
-    gain: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, x, weight, mean, rstd)
-    return _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
 
 
 _error.register_autograd(refusal("the error sweep of a batch normalisation was differentiated"))
@@ -345,9 +315,7 @@ def _check_error_into(error: Tensor, x: Tensor, *rest: Any) -> None:
     _check_error(error, x, *rest)
 
 
-@torch.library.custom_op(
-    "pccompile::batch_norm_error_into", mutates_args=("parent_error", "weight_gradient", "bias_gradient")
-)
+@custom_operator("pccompile::batch_norm_error_into", mutates=("parent_error", "weight_gradient", "bias_gradient"))
 def _error_into(
     error: Tensor,
     x: Tensor,
@@ -365,22 +333,5 @@ def _error_into(
     _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
     flags = accumulate_parent, accumulate_weight, accumulate_bias
     targets = parent_error, weight_gradient, bias_gradient
-    launch_batch_norm_error(error, ErrorBranch(x, weight, mean, rstd, *targets, *flags, gain))
-
-
-@_error_into.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    parent_error: Tensor | None,
-    weight_gradient: Tensor | None,
-    bias_gradient: Tensor | None,
-    accumulate_parent: bool,
-    accumulate_weight: bool,
-    accumulate_bias: bool,
-    gain: float,
-) -> None:
-    _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
+    if has_data(error):
+        launch_batch_norm_error(error, ErrorBranch(x, weight, mean, rstd, *targets, *flags, gain))

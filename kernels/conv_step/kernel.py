@@ -25,6 +25,7 @@ from pccompile.kernels.convolution_tiles import (
 )
 from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
 from pccompile.kernels.launches import count_launch
+from pccompile.kernels.tiles import as_stored
 
 __all__ = ["conv_step_arguments", "conv_step_kernel", "launch_conv_step"]
 
@@ -42,15 +43,6 @@ def _windows_read(first, end, bands_end, sizes, GEOMETRY: tl.constexpr, POOLING:
     top = tl.where(first == 0, 0, top)
     bottom = tl.where(end >= bands_end, sizes[7], bottom)
     return top, tl.maximum(bottom - top, 0)
-
-
-@triton.jit
-def _as_stored(prediction, value, UPCAST: tl.constexpr):
-    """A prediction rounded as values are, so that one that has not moved has no error, rather than its rounding's."""
-    if UPCAST and value.dtype == tl.bfloat16:  # the interpreter would cut off what it should round
-        bits = prediction.to(tl.uint32, bitcast=True)
-        prediction = (bits + (((bits >> 16) & 1) + 0x7FFF)).to(tl.float32, bitcast=True)
-    return prediction.to(value.dtype).to(tl.float32)
 
 
 @triton.jit
@@ -166,7 +158,7 @@ def conv_step_kernel(
         )
         tl.store(
             error_ptr + image_offsets(windows[0], outputs, windows[1], windows[2], error_strides),
-            (value.to(tl.float32) - _as_stored(prediction, value, UPCAST)).to(error_ptr.dtype.element_ty),
+            (value.to(tl.float32) - as_stored(prediction, value, UPCAST)).to(error_ptr.dtype.element_ty),
             mask=mask,
         )
         if POOLING[0] == "max":

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
-from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
+from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision, check_shape, refusal
 from pccompile.kernels.conv_step.kernel import launch_conv_step
 from pccompile.kernels.convolution_geometry import Geometry, Pool, empty_image, geometry_of, pair, pool_arguments
+from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["ConvStep", "conv_step"]
 
+_X = "x, which is (batch, channels, height, width)"
 _WEIGHT = "(out, channels / groups, kernel height, kernel width)"
 
 
@@ -142,8 +144,8 @@ def _check(
     shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
     check_shape(name, "bias", bias, (weight.shape[0],), "(out,)", _WEIGHT)
     check_shape(name, "value", value, shape, "(batch, out, height, width)", _WEIGHT)
-    check_shape(name, "siblings", siblings, tuple(x.shape), "x's", _WEIGHT)
-    check_shape(name, "parent_error", parent_error, tuple(x.shape), "x's", _WEIGHT)
+    check_fits(name, "siblings", siblings, tuple(x.shape), "x's", against=_X)
+    check_fits(name, "parent_error", parent_error, tuple(x.shape), "x's", against=_X)
     if not feedback and (siblings is not None or parent_error is not None):
         raise ShapeError(
             f"{name}: feedback=False, and siblings or parent_error are given",
@@ -166,7 +168,7 @@ def _empty_outputs(
     )
 
 
-@torch.library.custom_op("pccompile::conv_step", mutates_args=())
+@custom_operator("pccompile::conv_step")
 def _conv_step(
     x: Tensor,
     weight: Tensor,
@@ -190,50 +192,25 @@ def _conv_step(
     tensors = (x, weight, bias, value, siblings, parent_error)
     geometry = _check(*tensors, activation, *convolution, feedback, negative_slope, input_precision)
     outputs = _empty_outputs(x, value, geometry, activation, feedback)
-    launch_conv_step(
-        x,
-        weight,
-        bias,
-        value,
-        outputs[0],
-        outputs[1] if activation_named(activation).residual != "none" else None,
-        outputs[2] if pool == "max" else None,
-        outputs[3] if feedback else None,
-        geometry,
-        activation,
-        siblings=siblings,
-        parent_error=parent_error,
-        step_size=step_size,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    if has_data(x):
+        launch_conv_step(
+            x,
+            weight,
+            bias,
+            value,
+            outputs[0],
+            outputs[1] if activation_named(activation).residual != "none" else None,
+            outputs[2] if pool == "max" else None,
+            outputs[3] if feedback else None,
+            geometry,
+            activation,
+            siblings=siblings,
+            parent_error=parent_error,
+            step_size=step_size,
+            negative_slope=negative_slope,
+            input_precision=input_precision,
+        )
     return outputs
-
-
-@_conv_step.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    value: Tensor,
-    siblings: Tensor | None,
-    parent_error: Tensor | None,
-    activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
-    feedback: bool,
-    step_size: float,
-    negative_slope: float,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    convolution = (stride, padding, dilation, groups, pool, pool_window)
-    tensors = (x, weight, bias, value, siblings, parent_error)
-    geometry = _check(*tensors, activation, *convolution, feedback, negative_slope, input_precision)
-    return _empty_outputs(x, value, geometry, activation, feedback)
 
 
 _conv_step.register_autograd(refusal("a step of inference of a convolution was differentiated"))

@@ -14,6 +14,7 @@ from pccompile.kernels.arguments import check_alike, check_fits, check_input_pre
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
 from pccompile.kernels.linear_error.operator import ErrorSweep, linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import register_operations
 
 __all__ = ["GRUErrorSweep", "GRUPrediction", "gru_error", "gru_predict", "predict_gru", "sweep_gru"]
@@ -211,20 +212,14 @@ def predict_gru(
     return hiddens, gates
 
 
-@torch.library.custom_op("pccompile::gru_recurrence", mutates_args=())
+@custom_operator("pccompile::gru_recurrence")
 def _recurrence(
     drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor]:
     _check(drive, weight, bias, hidden, input_precision)
+    if not has_data(drive):
+        return _empty_states(drive, weight)
     return predict_gru(drive, weight, bias, hidden, input_precision)
-
-
-@_recurrence.register_fake
-def _(
-    drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str
-) -> tuple[Tensor, Tensor]:
-    _check(drive, weight, bias, hidden, input_precision)
-    return _empty_states(drive, weight)
 
 
 def sweep_gru(
@@ -247,7 +242,7 @@ def sweep_gru(
     return *errors, first.to(error.dtype)
 
 
-@torch.library.custom_op("pccompile::gru_recurrence_error", mutates_args=())
+@custom_operator("pccompile::gru_recurrence_error")
 def _recurrence_error(
     error: Tensor,
     hidden_error: Tensor | None,
@@ -257,20 +252,9 @@ def _recurrence_error(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, hidden_error, weight, hiddens, gates, input_precision)
+    if not has_data(error):
+        return *_empty_errors(error), error.new_empty(error.shape[1:])
     return sweep_gru(error, hidden_error, weight, hiddens, gates, input_precision)
-
-
-@_recurrence_error.register_fake
-def _(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, hidden_error, weight, hiddens, gates, input_precision)
-    return *_empty_errors(error), error.new_empty(error.shape[1:])
 
 
 _recurrence_error.register_autograd(refusal("the error sweep of a GRU was differentiated"))

@@ -14,7 +14,7 @@ from pccompile.kernels.devices import architecture_of, interpreted, launch_optio
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
 from pccompile.kernels.products import product_tile
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
+from pccompile.kernels.tiles import as_stored, needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_linear_step", "linear_step_kernel"]
 
@@ -34,6 +34,7 @@ def _compare(
     FROM_OUTPUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_PREDICTION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Writes a tile of e = v - act(z), and of act(z) where it is kept; returns d = e act'(z)."""
     value, bias, error, prediction = tensors
@@ -42,12 +43,14 @@ def _compare(
         z += tl.load(bias[0] + columns * bias[1], mask=columns < width, other=0.0).to(tl.float32)[None, :]
     output = activate(z, negative_slope, ACTIVATION)
     place = value[0] + (rows * value[1])[:, None] + (columns * value[2])[None, :]
-    difference = tl.load(place, mask=mask, other=0.0).to(tl.float32) - tl.where(mask, output, 0.0)
+    given = tl.load(place, mask=mask, other=0.0)
+    rounded = as_stored(tl.where(mask, output, 0.0), given, UPCAST)
+    difference = given.to(tl.float32) - rounded
     place = error[0] + (rows * error[1])[:, None] + (columns * error[2])[None, :]
     tl.store(place, difference.to(error[0].dtype.element_ty), mask=mask)
     if KEEP_PREDICTION:
         place = prediction[0] + (rows * prediction[1])[:, None] + (columns * prediction[2])[None, :]
-        tl.store(place, output.to(prediction[0].dtype.element_ty), mask=mask)
+        tl.store(place, rounded.to(prediction[0].dtype.element_ty), mask=mask)
     if ACTIVATION != "identity":
         difference *= activation_slope(output if FROM_OUTPUT else z, negative_slope, ACTIVATION)
     return difference
@@ -135,7 +138,7 @@ def linear_step_kernel(
             z = tl.dot(x, tl.trans(weight), input_precision=INPUT_PRECISION)
             d = _compare(
                 z, rows, outputs, batch, out_features, tensors, negative_slope,
-                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION,
+                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION, UPCAST,
             )  # fmt: skip
             d = d.to(OPERAND).to(weight.dtype)
             accumulator = tl.dot(d, weight, accumulator, input_precision=INPUT_PRECISION)
@@ -150,7 +153,7 @@ def linear_step_kernel(
             )  # fmt: skip
             d = _compare(
                 z, rows, outputs, batch, out_features, tensors, negative_slope,
-                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION,
+                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION, UPCAST,
             )  # fmt: skip
             mask = (rows < batch)[:, None] & (outputs < out_features)[None, :]
             tl.store(kept_ptr + (rows * out_features)[:, None] + outputs[None, :], d.to(OPERAND), mask=mask)

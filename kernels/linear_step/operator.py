@@ -45,7 +45,8 @@ def linear_step(
 ) -> LayerStep:
     """A layer's error e = v - act(x W^T + b), and (e * act'(z)) W for its parent, in one launch.
 
-    Not differentiable. Sums are in float32; d is rounded to the inputs' dtype before the second product.
+    Not differentiable. Sums are in float32; the prediction is rounded to the inputs' dtype before it is compared,
+    as values are, and d before the second product.
 
     Args:
         value: (batch, out); float32, bfloat16 or float16, any strides.

@@ -19,9 +19,9 @@ def linear_step_reference(
     *,
     negative_slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """v - act(z), d W and act(z), computed in float32 or better and rounded once.
+    """v - act(z), d W and act(z), computed in float32 or better.
 
-    d is rounded to x's dtype before the product, as the kernel's operands are.
+    act(z) is rounded to x's dtype before it is compared, as values are, and d before the product, as in the kernel.
 
     Args:
         value: (batch, out).
@@ -43,7 +43,7 @@ def linear_step_reference(
     if bias is not None:
         z = z + bias.to(accumulated)
     prediction = function.function(z, negative_slope)
-    error = value.to(accumulated) - prediction
+    error = value.to(accumulated) - prediction.to(x.dtype).to(accumulated)
     drive = error * function.slope(prediction if function.residual == "output" else z, negative_slope)
     parent = drive.to(x.dtype).to(accumulated) @ weight.to(accumulated)
     return error.to(x.dtype), parent.to(x.dtype), prediction.to(x.dtype)

@@ -14,6 +14,7 @@ from pccompile.kernels.arguments import check_alike, check_fits, check_input_pre
 from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.linear_predict.operator import linear_predict
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
+from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import register_operations
 
 __all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict", "predict_lstm", "sweep_lstm"]
@@ -219,20 +220,14 @@ def predict_lstm(
     return hiddens, cells, gates
 
 
-@torch.library.custom_op("pccompile::lstm_recurrence", mutates_args=())
+@custom_operator("pccompile::lstm_recurrence")
 def _recurrence(
     drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(drive, weight, hidden, cell, input_precision)
+    if not has_data(drive):
+        return _empty_states(drive, weight)
     return predict_lstm(drive, weight, hidden, cell, input_precision)
-
-
-@_recurrence.register_fake
-def _(
-    drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(drive, weight, hidden, cell, input_precision)
-    return _empty_states(drive, weight)
 
 
 def sweep_lstm(
@@ -259,7 +254,7 @@ def sweep_lstm(
     return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
 
 
-@torch.library.custom_op("pccompile::lstm_recurrence_error", mutates_args=())
+@custom_operator("pccompile::lstm_recurrence_error")
 def _recurrence_error(
     error: Tensor,
     hidden_error: Tensor | None,
@@ -270,21 +265,9 @@ def _recurrence_error(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, hidden_error, cell_error, weight, cells, gates, input_precision)
+    if not has_data(error):
+        return gates.new_empty(gates.shape), error.new_empty(error.shape[1:]), error.new_empty(error.shape[1:])
     return sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision)
-
-
-@_recurrence_error.register_fake
-def _(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    cell_error: Tensor | None,
-    weight: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, hidden_error, cell_error, weight, cells, gates, input_precision)
-    return gates.new_empty(gates.shape), error.new_empty(error.shape[1:]), error.new_empty(error.shape[1:])
 
 
 _recurrence_error.register_autograd(refusal("the error sweep of an LSTM was differentiated"))

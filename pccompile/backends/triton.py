@@ -26,7 +26,7 @@ from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution
 
 if TYPE_CHECKING:
-    from pccompile.backends.patterns import Match
+    from pccompile.backends.patterns import Match, Pattern
     from pccompile.backends.patterns.pieces import Group, Pieces
 
 __all__ = ["is_installed", "with_groups", "with_kernels", "with_recurrences"]
@@ -119,13 +119,17 @@ def _put(group: Group, reason: str) -> None:
 
 
 def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
-    """Put kernels into a graph, in place, and say for each place that fits one what was chosen and why."""
+    """Put kernels into a graph, in place, and say for each place that fits one what was chosen and why.
+
+    What a pattern finds and is not chosen stays operators, unless a later pattern starts at the same node.
+    """
     from pccompile.backends.patterns import PATTERNS
+    from pccompile.backends.patterns.match import declined
 
     rows = [node.meta["row"] for node in graph.nodes if "row" in node.meta]
     order = Order(graph)
-    for pattern in PATTERNS:
-        for heart in [node for node in graph.nodes if _is_heart(node, pattern.part, pattern.hearts)]:
+    for place, pattern in enumerate(PATTERNS, start=1):
+        for heart in [node for node in graph.nodes if _is_heart(node, pattern)]:
             if heart in order.gone or "chosen" in heart.meta:
                 continue
             tried: list[tuple[Match, str]] = []
@@ -139,16 +143,19 @@ def rewrite(graph: fx.Graph, choose: Choose) -> list[Row]:
                     break
                 tried.append((match, reason))
             else:
-                if tried:
+                if tried and any(_is_heart(heart, later) for later in PATTERNS[place:]):
+                    declined(heart, tried[0][1], pattern.kernel)
+                elif tried:
                     rows.append(_left(*tried[0]))
     graph.eliminate_dead_code()
     graph.lint()
     return rows
 
 
-def _is_heart(node: fx.Node, part: str, hearts: frozenset[object]) -> bool:
+def _is_heart(node: fx.Node, pattern: Pattern) -> bool:
     origin = node.meta.get("origin")
-    return node.op == "call_function" and node.target in hearts and origin is not None and part in ("", origin.part)
+    is_one = node.op == "call_function" and node.target in pattern.hearts and origin is not None
+    return is_one and pattern.part in ("", origin.part)
 
 
 def _row(match: Match, kernel: str, reason: str) -> Row:

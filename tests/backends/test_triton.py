@@ -38,14 +38,14 @@ def trained(model, backend="triton", rule=None, **options):
     return pc
 
 
-def graphs(model, rule=None):
-    """The flat graphs of a model's program, and in them what `rewrite` chose with every kernel allowed."""
+def graphs(model, rule=None, choose=lambda match: (True, "asked for")):
+    """The flat graphs of a model's program, and in them what `rewrite` chose, with every kernel allowed by default."""
     pc = trained(model, "aten", rule, verify=False)
     (plan,) = pc._latest.backend.plans.values()
     found = {}
     for stage in plan.stages:
         graph = stage.piece.module.graph
-        found[stage.piece.name] = graph, triton.rewrite(graph, lambda match: (True, "asked for"))
+        found[stage.piece.name] = graph, triton.rewrite(graph, choose)
     return found
 
 
@@ -129,6 +129,28 @@ def test_a_strict_loop_takes_a_launch_for_a_hidden_layer_and_two_for_the_output_
     assert [arguments[4:6] for arguments in calls(loop, "step_rows")] == [("relu", 0.01)]
     assert [arguments[4:7] for arguments in calls(loop, "sweep_rows")] == [(True, False, False)]
     assert not any("mm" in target or ".t." in target for target in operators(loop))
+
+
+def test_a_layer_of_a_strict_loop_whose_one_launch_is_too_slow_is_tried_as_two():
+    def all_but_steps(match):
+        return match.kernel != "linear_step", "too slow" if match.kernel == "linear_step" else "fast"
+
+    loop, chosen = graphs(mlp(), pccompile.Strict(steps=5, step_size=0.1), all_but_steps)["error_sweep_2"]
+    assert not calls(loop, "step_rows")
+    assert [(row.kernel, row.vertices, row.reason) for row in chosen if row.kernel.startswith("linear")] == [
+        ("linear_predict", ("2",), "fast"),
+        ("linear_predict", ("4",), "fast"),
+        ("linear_error", ("2",), "fast; no linear_step: too slow"),
+        ("linear_error", ("4",), "fast"),
+    ]
+    assert not any("mm" in target for target in operators(loop))
+
+
+def test_a_layer_of_a_strict_loop_for_which_nothing_is_fast_stays_operators():
+    found = graphs(mlp(), pccompile.Strict(steps=5, step_size=0.1), lambda match: (False, "slow"))
+    loop, chosen = found["error_sweep_2"]
+    assert {(row.kernel, row.reason) for row in chosen} == {("aten", "slow")}
+    assert "aten.mm.default" in operators(loop)
 
 
 def test_a_prediction_that_something_else_reads_is_a_launch_of_its_own():

@@ -18,6 +18,7 @@ from pccompile.backends.patterns.activations import IDENTITY, Activated, sloped
 from pccompile.backends.patterns.batch_norm_predict import inner_is_one
 from pccompile.backends.patterns.contributions import (
     KINDS,
+    PLACES,
     Contribution,
     gain_of,
     kinds_of,
@@ -25,8 +26,7 @@ from pccompile.backends.patterns.contributions import (
     target,
     with_sum,
 )
-from pccompile.backends.patterns.match import Match, Pattern, argument, call, declined, item, only_user, view
-from pccompile.backends.patterns.norms import PLACES, as_vector
+from pccompile.backends.patterns.match import Match, Pattern, argument, as_vector, call, declined, item, only_user, view
 from pccompile.kernels.batch_norm.branches import sweep_branches
 
 __all__ = ["PATTERN"]

@@ -14,6 +14,7 @@ from pccompile.backends.patterns.match import VIEWS, is_own, is_rows_of, items_o
 
 __all__ = [
     "KINDS",
+    "PLACES",
     "Contribution",
     "Kind",
     "gain_of",
@@ -27,8 +28,9 @@ __all__ = [
 
 _ADDS = (torch.ops.aten.add.Tensor, operator.add)
 
-KINDS = ("parent", "weight", "bias")
 Kind = Literal["parent", "weight", "bias"]
+KINDS: tuple[Kind, ...] = ("parent", "weight", "bias")
+PLACES: Mapping[int, Kind] = dict(enumerate(KINDS))  # of what ATen's backward operators return
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import fx
 from pccompile.backends.patterns.activations import Activated, sloped
 from pccompile.backends.patterns.contributions import (
     KINDS,
+    PLACES,
     Contribution,
-    Kind,
     gain_of,
     kinds_of,
     of_outputs,
@@ -29,8 +29,6 @@ from pccompile.kernels.conv_error.images import sweep_images
 from pccompile.kernels.devices import convolution_precision
 
 __all__ = ["PATTERN", "Entry", "sweeps"]
-
-_PLACES: Mapping[int, Kind] = {0: "parent", 1: "weight", 2: "bias"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Entry:
 
 def sweeps(heart: fx.Node, entry: Entry) -> Iterator[Match]:
     """The matches of a convolution's backward operator with what comes before it, best first."""
-    found, contributions = convolution(heart), of_outputs(heart, _PLACES)
+    found, contributions = convolution(heart), of_outputs(heart, PLACES)
     if found is None or not contributions:
         return
     added = {kind: with_sum(contribution) for kind, contribution in contributions.items()}

@@ -19,6 +19,7 @@ __all__ = [
     "Pattern",
     "Write",
     "argument",
+    "as_vector",
     "call",
     "declined",
     "is_own",
@@ -159,3 +160,9 @@ def view(graph: fx.Graph, node: fx.Node, kind: torch.Tensor) -> fx.Node:
     result = graph.call_function(_aten.view.default, (node, list(kind.shape)))
     result.meta["val"] = kind
     return result
+
+
+def as_vector(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A node's value with its dimensions made one."""
+    kind = node.meta["val"]
+    return node if kind.dim() == 1 else view(graph, node, kind.reshape(-1))

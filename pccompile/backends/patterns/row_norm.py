@@ -5,13 +5,22 @@ Means and deviations of rows are kept as the operators keep them, so either way 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.match import Match, Pattern, argument, call, declined, item, items_of, view
-from pccompile.backends.patterns.norms import norm_sweeps
+from pccompile.backends.patterns.contributions import (
+    KINDS,
+    PLACES,
+    Contribution,
+    gain_of,
+    kinds_of,
+    of_outputs,
+    target,
+    with_sum,
+)
+from pccompile.backends.patterns.match import Match, Pattern, argument, as_vector, call, declined, item, items_of, view
 from pccompile.kernels.row_norm.operator import predict_norm, sweep_norm
 
 __all__ = ["PATTERNS"]
@@ -48,16 +57,48 @@ def _predictions(node: fx.Node) -> Iterator[Match]:
 
 
 def _errors(node: fx.Node) -> Iterator[Match]:
-    error, x, rstd, weight = (argument(node, name) for name in ("grad_out", "input", "rstd", "weight"))
-    mean = argument(node, "mean") if node.target is _LAYER_BACK else None
-    statistics = [n for n in (mean, rstd) if n is not None]
+    tensors = [argument(node, name) for name in ("grad_out", "input", "weight")]
+    statistics = [argument(node, "mean") if node.target is _LAYER_BACK else None, argument(node, "rstd")]
+    given = [n for n in statistics if n is not None]
+    contributions = of_outputs(node, PLACES)
     if (
         _is_last_dimension(node)
-        and _are_float32(*statistics)
-        and all(n.meta["val"].is_contiguous() for n in statistics)
+        and _are_float32(*given)
+        and all(n.meta["val"].is_contiguous() for n in given)
+        and contributions
+        and ("parent" not in contributions or contributions["parent"].result.meta["val"].is_contiguous())
     ):
-        tensors = (error, x, weight)
-        yield from norm_sweeps("row_norm", sweep_norm, node, tensors, (mean, rstd), torch.Tensor.is_contiguous)
+        added = {kind: with_sum(contribution) for kind, contribution in contributions.items()}
+        for found in [added, contributions] if added != contributions else [contributions]:
+            yield _error(node, tensors, statistics, found)
+
+
+def _error(
+    heart: fx.Node,
+    tensors: Sequence[fx.Node | None],
+    statistics: Sequence[fx.Node | None],
+    contributions: Mapping[str, Contribution],
+) -> Match:
+    """The match of these results, computed from error, x and weight, and from mean and rstd."""
+    gain = gain_of(contributions.values())
+    onto = [c.onto for c in contributions.values()]
+
+    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+        vectors = [None if node is None else as_vector(graph, at(node)) for node in statistics]
+        targets = (target(graph, at, contributions.get(kind)) for kind in KINDS)
+        read = (None if node is None else at(node) for node in tensors)
+        found = call(graph, sweep_norm, (*read, *vectors, *targets, 1.0 if gain is None else at(gain)), "row_norm")
+        found.meta["val"] = kinds_of(contributions)
+        return [
+            view(graph, item(graph, found, KINDS.index(kind), c.nodes[0].meta["val"]), c.result.meta["val"])
+            for kind, c in contributions.items()
+        ]
+
+    replaced = (heart, *(node for c in contributions.values() for node in c.nodes))
+    results = tuple(c.result for c in contributions.values())
+    inputs = tuple(dict.fromkeys(n for n in (*tensors, *statistics, gain, *onto) if n is not None))
+    beside = tuple(node for node in statistics if node is not None)
+    return Match("row_norm", tuple(dict.fromkeys(replaced)), results, inputs, write, statistics=beside)
 
 
 def _is_last_dimension(node: fx.Node) -> bool:

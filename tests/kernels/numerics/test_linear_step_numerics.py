@@ -41,6 +41,15 @@ def test_a_step_equals_the_reference_in_half_precision(device, dtype, shape):
     check_against_reference(random_layer(device, shape, "silu", dtype), ratio=2 * RATIO[dtype])
 
 
+@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_value_that_is_its_prediction_has_no_error_in_half_precision(device, dtype, shape):
+    value, *rest = arguments(random_layer(device, shape, "tanh", dtype))
+    predicted = linear_step(value, *rest, prediction=True).prediction
+    step = linear_step(predicted, *rest, prediction=True)
+    assert not step.error.any() and not step.drive.any()
+
+
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 1), (1, 60, 63), (63, 1, 60), (60, 63, 1), (64, 32, 96), (5, 0, 7), (5, 7, 0), (0, 5, 7), (5, 40, 0)],
