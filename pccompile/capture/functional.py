@@ -13,6 +13,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram, exported_program
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
 
 __all__ = ["functional", "retraced"]
 
@@ -37,7 +38,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
         return retraced(exported)
     for node, part in parts:
         _inline(node, part)
-    _share_sizes(exported.graph)
+    if parts:
+        _sizes_of_inputs(exported)
     exported.graph.eliminate_dead_code()
     return exported
 
@@ -113,14 +115,13 @@ def _inline(node: fx.Node, part: fx.Graph) -> None:
     node.graph.erase_node(node)
 
 
-def _share_sizes(graph: fx.Graph) -> None:
-    """Read each size once: calls that were traced alone have read what they needed."""
-    first: dict[Any, fx.Node] = {}
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int):
-        found = first.setdefault(node.args, node)
-        if found is not node:
-            node.replace_all_uses_with(found)
-            graph.erase_node(node)
+def _sizes_of_inputs(exported: ExportedProgram) -> None:
+    """Compute open sizes from those of the inputs, each once, as torch.export does; not by asking values for theirs."""
+    values = (node.meta.get("val") for node in exported.graph.nodes)
+    modes = (value.fake_mode for value in values if isinstance(value, FakeTensor))
+    mode = next((mode for mode in modes if mode.shape_env is not None), None)
+    if mode is not None:
+        insert_deferred_runtime_asserts(exported.graph_module, mode.shape_env, "export", export=True)
 
 
 @contextmanager

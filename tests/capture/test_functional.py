@@ -136,14 +136,16 @@ def test_operators_that_are_opened_keep_their_module_and_line() -> None:
     program = exported_of("attention", dynamic=True)
     places = {node.meta["stack_trace"] for node in program.graph.nodes if node.op == "call_function"}
     for node in functional(program).graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and isinstance(node.meta["val"], Tensor):
             assert node.meta["stack_trace"] in places and "nn_module_stack" in node.meta
 
 
-def test_a_size_is_read_once() -> None:
-    graph = functional(exported_of("attention", dynamic=True)).graph
+@pytest.mark.parametrize("name", ["attention", "convolutional"])
+def test_sizes_are_read_of_inputs_once(name: str) -> None:
+    graph = functional(exported_of(name, dynamic=True)).graph
     read = [node.args for node in graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)]
     assert len(read) == len(set(read)) > 0
+    assert all(tensor.op == "placeholder" for tensor, _ in read)
 
 
 def test_casts_of_autocast_are_in_the_program() -> None:
