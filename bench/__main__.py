@@ -2,9 +2,9 @@
 
 import argparse
 
-from bench import chain, gpu, operators, steps
+from bench import blocks, chain, gpu, operators, steps
 
-BENCHMARKS = {"chain": chain, "gpu": gpu, "operators": operators}
+BENCHMARKS = {"blocks": blocks, "chain": chain, "gpu": gpu, "operators": operators}
 
 
 def main() -> None:

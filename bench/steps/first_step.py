@@ -13,14 +13,14 @@ import torch
 
 from bench.steps.contestants import autograd_contestants, rule_contestants
 from bench.steps.machine import set_up
-from bench.steps.models import MODELS
+from bench.steps.models import model_named
 from bench.steps.task import Task
 
 
 def main(model: str, rule: str, backend: str, device: str, threads: str) -> None:
     """Take autograd's first step, which warms up PyTorch, then time the contestant's."""
     set_up(device, int(threads))
-    task = Task.of(MODELS[model], device)
+    task = Task.of(model_named(model), device)
     eager, *compiled = autograd_contestants(device)
     eager.prepare(task).step()
     contestants = [*compiled, *rule_contestants([rule] if rule != eager.rule else [], [backend])]

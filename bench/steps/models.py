@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bench.steps.networks import GPT, CharacterLSTM, ResNet18
 from pccompile.demo.models import cnn
 
-__all__ = ["MODELS", "QUICK", "TOLERANCE", "Model"]
+__all__ = ["MODELS", "QUICK", "TOLERANCE", "Model", "model_named", "transformer"]
 
 TOLERANCE = 1e-3  # of the length of a parameter's gradient, in float32; compilers reorder sums
 
@@ -129,3 +129,24 @@ MODELS = {
 }
 
 QUICK = ("mlp", "conv-tanh")
+
+
+def transformer(blocks: int) -> Model:
+    """A narrow transformer of so many equal blocks: what its first step takes is compile time."""
+    return Model(
+        f"transformer-{blocks}",
+        f"transformer of {blocks} blocks, width 32, sequence 16, batch 2",
+        lambda: GPT(layers=blocks, width=32, heads=4, vocabulary=64, length=16),
+        _tokens(2, 16, 64),
+        token_cross_entropy,
+    )
+
+
+def model_named(name: str) -> Model:
+    """One of `MODELS`, or "transformer-N", with N blocks.
+
+    Raises:
+        KeyError: there is no such model.
+    """
+    kind, _, blocks = name.partition("-")
+    return transformer(int(blocks)) if kind == "transformer" else MODELS[name]
