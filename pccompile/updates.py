@@ -16,12 +16,16 @@ __all__ = [
     "compare",
     "infer",
     "learn",
+    "length",
     "negative",
     "relax",
     "scaled",
     "squared_norm",
     "total",
 ]
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def total(contributions: Iterable[Value | None]) -> Value | None:
@@ -139,8 +143,13 @@ def infer(
 def squared_norm(error: Value | None) -> torch.Tensor | float:
     """|e|^2 over all components, accumulated in at least float32."""
     parts = [part for part in error or () if part is not None]
-    wide = [part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in parts]
+    wide = [part.float() if part.dtype in _HALVES else part for part in parts]
     return sum(((part.abs() ** 2).sum() for part in wide), start=0.0)
+
+
+def length(part: torch.Tensor) -> torch.Tensor:
+    """|e| of one component in one pass, as rounded as that makes it."""
+    return torch.linalg.vector_norm(part, dtype=torch.float32 if part.dtype in _HALVES else None)
 
 
 def _mix(before: torch.Tensor | None, after: torch.Tensor | None, step_size: float) -> torch.Tensor | None:

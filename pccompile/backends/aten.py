@@ -108,7 +108,7 @@ class AtenBackend:
         if plan.scalars:
             tensors |= self._scalars(run, plan)
         recorder = self._recorder(run, plan)
-        plan.prediction.run(tensors, False, recorder)
+        plan.prediction.run(tensors, False, recorder=recorder)
         return plan.state(tensors, recorder)
 
     def infer(self, run: Run, state: State, outputs: Mapping[str, Value], keep: bool = False) -> dict[str, Value]:
@@ -138,14 +138,15 @@ class AtenBackend:
     def _run(self, run: Run, stage: Stage, state: FlatState, keep: bool) -> None:
         piece = stage.piece
         times = piece.span.stop.at(run.rule.steps) - piece.span.start.at(run.rule.steps) if piece.loop else 1
-        if state.recorder is not None:
-            stage.run(state.tensors, False, state.recorder, times)
+        release = state.recorder is None and not (keep or piece.loop)
+        if not (piece.loop and (run.records or piece.descents)):  # nothing happens between the steps
+            stage.run(state.tensors, release, times, state.recorder)
             self._after_step(run, stage, state)
             return
         for _ in range(times):
-            if piece.loop and run.settled():
+            if run.settled():
                 break
-            stage.run(state.tensors, not (keep or piece.loop))
+            stage.run(state.tensors, release)
             self._after_step(run, stage, state)
 
     def _recorder(self, run: Run, plan: Plan) -> Recorder | None:

@@ -29,6 +29,7 @@ logger = logging.getLogger("pccompile")
 Compiled = Callable[[list[Any]], Any]
 
 _KEPT = 1024
+_LEAST_PER_THREAD = 16384  # elements; on two threads PyTorch's own operators share out loops of twice that and more
 _compiled: OrderedDict[str, Compiled] = OrderedDict()  # by signature: blocks of different models may be the same
 
 
@@ -91,7 +92,8 @@ def _compile(region: Region) -> Compiled:
         traced = make_fx(functional, decomposition_table=select_decomp_table())(*kinds)
     traced.graph.output_node().meta["user_visible_output_idxs"] = range(len(region.outputs))  # keep their strides
     on_cpu = _device_of(region.graph).type == "cpu"  # there, operators are called from C++ as well
-    with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):  # the draws that eager PyTorch makes
+    options = {"fallback_random": True, "cpp.min_chunk_size": _LEAST_PER_THREAD}  # the draws that eager PyTorch makes
+    with torch.no_grad(), torch._inductor.config.patch(options):
         compiled: Any = compile_fx_inner(traced, kinds, cpp_wrapper=on_cpu)
     _compiled[region.signature] = compiled
     if len(_compiled) > _KEPT:

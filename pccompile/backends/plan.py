@@ -44,29 +44,31 @@ class Stage:
         piece, self._call = self.piece, self.executable.call
         self._replayed: Replayed | None = None
         self._given = _getter(piece.inputs)
+        outputs = {key: position for position, key in enumerate(piece.outputs)}
+        self._carried = [(place, outputs[key]) for place, key in enumerate(piece.inputs) if key in outputs]
         self.gradients = {
             name: parts[0]
             for (kind, name), parts in piece.results.items()
             if kind == "gradient" and parts is not None and isinstance(parts[0], Key)
         }
 
-    def run(self, tensors: dict[str, Any], release: bool, recorder: Recorder | None = None, times: int = 1) -> None:
+    def run(self, tensors: dict[str, Any], release: bool, times: int = 1, recorder: Recorder | None = None) -> None:
         """Bring the tensors up to date.
 
         Args:
             tensors: by key.
             release: let those go, while it runs, that nothing reads afterwards.
-            recorder: records what is launched, and replays it.
             times: how often a loop's body runs.
+            recorder: records what is launched, and replays it.
         """
         given = list(self._given(tensors))
         if release:
             for key in self.last_reads:
                 del tensors[key]
         call = self._call
-        if recorder is not None:
+        if times > 1 or recorder is not None:
             given.append(times)
-            call = self._replayed = self._replayed or Replayed(self._repeated, recorder)
+            call = self._repeated if recorder is None else self._recorded(recorder)
         enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
         try:
@@ -76,17 +78,22 @@ class Stage:
             torch._C._set_grad_enabled(enabled)
         tensors.update(zip(self.piece.outputs, found, strict=True))
 
+    def _recorded(self, recorder: Recorder) -> Replayed:
+        self._replayed = self._replayed or Replayed(self._repeated, recorder)
+        return self._replayed
+
     def _repeated(self, given: list[Any]) -> tuple[Any, ...]:
         """What it brings up to date after as many runs as the last input says."""
         times: int = given.pop()
-        if times == 1:
-            found: tuple[Any, ...] = self._call(given)
-            return found
-        tensors = dict(zip(self.piece.inputs, given, strict=True))
-        given.clear()
-        for _ in range(times):
-            tensors.update(zip(self.piece.outputs, self._call(list(self._given(tensors))), strict=True))
-        return tuple(tensors[key] for key in self.piece.outputs)
+        for _ in range(times - 1):
+            taken = list(given)
+            for place, _ in self._carried:
+                given[place] = None  # the step may let go of it
+            found = self._call(taken)
+            for place, source in self._carried:
+                given[place] = found[source]
+        last: tuple[Any, ...] = self._call(given)
+        return last
 
 
 class FlatState(State):

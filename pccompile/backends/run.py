@@ -15,7 +15,7 @@ from pccompile.ir.check import place
 from pccompile.ir.grammar import Kind, Program
 from pccompile.passes.closed_form import binomial_tail
 from pccompile.rules import Rule
-from pccompile.updates import ValueOptimizer, squared_norm
+from pccompile.updates import ValueOptimizer, length, squared_norm
 
 __all__ = ["Run", "State", "energy", "first_non_finite", "value_optimizer"]
 
@@ -102,7 +102,7 @@ class Run:
         Raises:
             NonFiniteError: names the first vertex whose value, prediction or error is not finite.
         """
-        if not math.isfinite(energy(program, self, state)):
+        if not (_has_finite_lengths(program, state) or math.isfinite(energy(program, self, state))):
             raise first_non_finite(program, state)
 
 
@@ -112,6 +112,18 @@ def value_optimizer(rule: Rule) -> ValueOptimizer:
     if kind == "sgd":
         return ValueOptimizer("sgd", rule.step_size)
     return ValueOptimizer(kind, rule.step_size, rule.momentum, rule.betas, rule.epsilon)  # type: ignore[union-attr]
+
+
+def _has_finite_lengths(program: Program, state: State) -> bool:
+    """Whether the loss and the lengths of all errors are finite; then the energy is, which takes longer to compute."""
+    lengths: torch.Tensor | float = 0.0
+    for vertex in program.vertices:
+        if vertex.moves:
+            parts = state.get(("error", vertex.name)) or ()
+            lengths = sum((length(part) for part in parts if part is not None), start=lengths)
+        elif vertex.kind is Kind.LOSS and vertex.nodes:
+            lengths = lengths + state["value", vertex.name][0]
+    return math.isfinite(lengths)
 
 
 def energy(program: Program, run: Run, state: State) -> float:
