@@ -25,7 +25,7 @@ __all__ = ["BACKENDS", "AtenBackend", "BackendReport", "EagerBackend", "LiteralB
 BACKENDS: dict[str, Callable[..., Any]] = {
     "eager": EagerBackend,
     "aten": AtenBackend,
-    "inductor": partial(AtenBackend, compile_graph=with_inductor),
+    "inductor": partial(AtenBackend, compile_graph=with_inductor, reorders=True),
     "triton": TritonBackend,
     "auto": AutoBackend,
 }

@@ -21,6 +21,7 @@ from pccompile.ir.grammar import Action, Kind, Program
 from pccompile.lowering import Lowered, Quantity, lower, results_of
 from pccompile.lowering.expand import Expansion, FlatPiece
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fake_of
+from pccompile.lowering.layouts import CHANNELS_LAST
 from pccompile.updates import negative
 
 __all__ = ["AtenBackend"]
@@ -37,6 +38,7 @@ class AtenBackend:
         compile_graph: turns a flat graph into what runs.
         fragments: fragments traced before, to which new ones are added.
         together: changes the flat graphs of a program before that, all at once, if there is one error sweep only.
+        reorders: sums may be taken in another order than eager PyTorch's, if that is faster.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AtenBackend:
         compile_graph: Compile = as_it_is,
         fragments: dict[Hashable, Fragment] | None = None,
         together: Together = list,
+        reorders: bool = False,
     ) -> None:
         self.together = together
         self.program, self.functions, self.compile_graph = program, functions, compile_graph
@@ -54,6 +57,7 @@ class AtenBackend:
         self.infers = any(action is Action.INFER for action, _ in program.updates)
         self.needed = results_of(program)
         self.loops = any(piece.loop for piece in self.lowered.error_sweep)
+        self.channels_last = (reorders or self.loops) and not _returns_images(program)
         self.eager: EagerBackend | None = None
         self.plans: dict[Hashable, Plan | None] = {}
         self.latest: Plan | None = None
@@ -76,8 +80,8 @@ class AtenBackend:
         return [replace(row, phase=phase) for phase, stage in phased for row in stage.executable.rows(stage.piece)]
 
     def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
-        """What a vertex is traced with, given stand-ins for what it reads: its own operators, here."""
-        return Substitution()
+        """What a vertex is traced with, given stand-ins for what it reads."""
+        return CHANNELS_LAST if self.channels_last else Substitution()
 
     def kind_of(self, run: Run) -> Hashable:
         """What a plan depends on: runs of one kind share it."""
@@ -285,3 +289,9 @@ class AtenBackend:
     def _stage(self, piece: FlatPiece, before: Mapping[Quantity, tuple[Any, ...] | None]) -> Stage:
         new = {quantity: parts for quantity, parts in piece.results.items() if quantity[0] != "gradient"}
         return Stage(piece, self.compile_graph(piece), {**before, **new})
+
+
+def _returns_images(program: Program) -> bool:
+    """Whether whoever called the model gets tensors whose memory would be laid out otherwise."""
+    outputs = (vertex for vertex in program.vertices if vertex.kind is Kind.OUTPUT)
+    return any(len(component.shape) == 4 for vertex in outputs for component in vertex.components)

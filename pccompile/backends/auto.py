@@ -115,7 +115,7 @@ class AutoBackend:
         devices = {v[0].device.type for v in clamped.values() if isinstance(v[0], torch.Tensor)}
         makers: dict[str, Callable[..., AtenBackend]] = {}
         if all(map(is_available, devices)):
-            makers["inductor"] = partial(AtenBackend, compile_graph=with_inductor)
+            makers["inductor"] = partial(AtenBackend, compile_graph=with_inductor, reorders=True)
         if "cuda" in devices and is_installed():
             makers["triton"] = TritonBackend
         for name, make in makers.items():

@@ -1,0 +1,125 @@
+"""On a CPU images have their channels last in loops, and wherever sums may be taken in another order."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import make
+from torch import nn
+
+import pccompile
+from pccompile.backends import inductor
+
+STRICT = pccompile.Strict(steps=8, step_size=0.3)
+CHANNELS_LAST = "memory_format = torch.channels_last"
+
+
+class Views(nn.Module):
+    """Grouped, dilated and pooled convolutions of one-channel images, seen as rows by `view`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4)
+        self.head = nn.Linear(8 * 3 * 3, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.tanh(self.first(x)), 2)
+        x = F.avg_pool2d(torch.tanh(self.second(x)), 1)
+        return self.head(x.view(x.shape[0], -1))
+
+
+class Upscaled(nn.Module):
+    """Returns images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def trained(model, x, y, rule, backend, loss_fn=F.cross_entropy):
+    pc = pccompile.compile(model, rule, loss_fn=loss_fn, backend=backend, dynamic=False)
+    loss = pc.loss(x, y)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return pc, [loss.detach(), *gradients, *(buffer.clone() for buffer in model.buffers())]
+
+
+def views():
+    torch.manual_seed(0)
+    return Views(), torch.randn(6, 1, 12, 12), torch.randint(3, (6,))
+
+
+def mnist():
+    return make("mnist network")
+
+
+def residual():
+    return make("residual blocks with batch norm")
+
+
+def in_double(model, x, y):
+    return model.double(), x.double(), y
+
+
+def assert_hardly_more_rounded(found, eager, exact):
+    """Inference loses digits in float32, whatever the order; most of them where hardly any error has arrived."""
+    largest = max(map(length, exact))
+    for ours, theirs, right in zip(found, eager, exact, strict=True):
+        error, usual = length(ours - right), length(theirs - right)
+        assert error <= 4 * usual + 1e-3 * length(right) + 3e-6 * largest
+
+
+def length(tensor):
+    return float(torch.linalg.vector_norm(tensor.double()))
+
+
+@pytest.mark.parametrize(
+    ("make_model", "optimizer", "step_size"),
+    [(views, "sgd", 0.3), (views, "adam", 0.02), (mnist, "sgd", 0.3), (mnist, "adam", 0.02), (residual, "adam", 0.02)],
+)
+def test_strict_inference_on_values_with_channels_last_is_the_eager_back_ends(make_model, optimizer, step_size):
+    rule = pccompile.Strict(steps=8, step_size=step_size, optimizer=optimizer)
+    pc, found = trained(*make_model(), rule, "aten")
+    assert CHANNELS_LAST in pc.code
+    eager, exact = (trained(*of, rule, "eager")[1] for of in (make_model(), in_double(*make_model())))
+    assert_hardly_more_rounded(found, eager, exact)
+
+
+def test_zil_keeps_the_order_and_equals_autograd_bit_for_bit():
+    model, x, y = views()
+    pc, (_, *found) = trained(model, x, y, pccompile.ZIL(), "aten")
+    assert CHANNELS_LAST not in pc.code
+    expected = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_double_precision_keeps_the_order():
+    pc, found = trained(*in_double(*views()), STRICT, "aten")
+    assert CHANNELS_LAST not in pc.code
+    assert all(map(torch.equal, found, trained(*in_double(*views()), STRICT, "eager")[1]))
+
+
+def test_images_that_the_model_returns_are_laid_out_as_the_model_does():
+    torch.manual_seed(0)
+    model, x = Upscaled(), torch.randn(3, 2, 6, 6)
+    pc, _ = trained(model, x, torch.randn(3, 2, 6, 6), STRICT, "aten", F.mse_loss)
+    assert CHANNELS_LAST not in pc.code
+
+
+def test_gradients_are_contiguous_as_their_parameters_are():
+    model, x, y = views()
+    pc = pccompile.compile(model, STRICT, loss_fn=F.cross_entropy, backend="aten")
+    pc.loss(x, y).backward()
+    assert all(parameter.grad.is_contiguous() for parameter in model.parameters())
+
+
+@pytest.mark.skipif(not inductor.is_available("cpu"), reason="Inductor needs a C++ compiler")
+def test_inductor_may_take_sums_in_another_order_and_convolves_channels_last():
+    model, x, y = views()
+    pc, (_, *found) = trained(model, x, y, pccompile.ZIL(), "inductor")
+    assert CHANNELS_LAST in pc.code
+    expected = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
