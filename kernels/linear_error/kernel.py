@@ -308,7 +308,6 @@ def launch_linear_error(
     x: Tensor | None,
     weight: Tensor | None,
     activation: str,
-    *,
     parent_error: Tensor | None = None,
     weight_gradient: Tensor | None = None,
     bias_gradient: Tensor | None = None,

@@ -314,7 +314,6 @@ def launch_row_norm_error(
     weight: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor,
-    *,
     parent_error: Tensor | None = None,
     weight_gradient: Tensor | None = None,
     bias_gradient: Tensor | None = None,
