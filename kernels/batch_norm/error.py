@@ -162,7 +162,7 @@ class ErrorBranch:
     Attributes:
         x: (outer, channels, inner).
         weight: (channels,), or None.
-        mean, rstd: (channels,), float32.
+        mean, rstd: (channels,), float32, contiguous.
         parent_error: (outer, channels, inner), or None to leave it out; it may be the error.
         weight_gradient, bias_gradient: (channels,), or None to leave them out.
         accumulate_parent: add to parent_error rather than overwrite it.
@@ -218,9 +218,10 @@ class ErrorBranch:
 def error_branch(
     x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, results: SweepResults, gain: float
 ) -> ErrorBranch:
-    """The branch of a normalisation of x (batch, channels, ...), whose parent's error is like x."""
+    """The branch of a normalisation of x (batch, channels, ...), whose parent's error is like x; of any strides."""
     parent = None if results.parent_error is None else three_dimensional(results.parent_error)
-    return ErrorBranch(three_dimensional(x), weight, mean, rstd, parent, *results[1:], gain=gain)
+    statistics = mean.contiguous(), rstd.contiguous()
+    return ErrorBranch(three_dimensional(x), weight, *statistics, parent, *results[1:], gain=gain)
 
 
 def launch_batch_norm_error(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, check_statistics, refusal
 from pccompile.kernels.batch_norm.channels import three_dimensional
 from pccompile.kernels.batch_norm.error import error_branch, launch_batch_norm_error
 from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
@@ -184,7 +184,7 @@ def _check_error(
     name = "batch_norm_error"
     targets = {"parent_error": parent_error, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     check_alike(name, error=error, x=x, weight=weight, **targets)
-    check_alike(name, mean=mean, rstd=rstd)
+    check_statistics(name, "error", error, mean=mean, rstd=rstd)
     _check(x, weight, None)
     check_fits(name, "error", error, tuple(x.shape), "x's shape", against=_CHANNELS)
     check_fits(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_CHANNELS)

@@ -314,7 +314,7 @@ def launch_cross_entropy_error(
         logits: (outer, classes, inner), not empty.
         targets: (outer, inner), of integers.
         class_weight: (classes,), or None.
-        log_sum_exp: (outer * inner,), float32, from the prediction.
+        log_sum_exp: (outer * inner,), float32, contiguous, from the prediction.
         total_weight: (), float32, from the prediction: what the error is divided by; None for sums and single losses.
         upstream: (outer, inner), factor of each row's error (a scalar is expanded); None for one.
         error: (outer, classes, inner), overwritten; it may be the logits.

@@ -330,8 +330,8 @@ def launch_row_norm_error(
         error: (rows, columns).
         x: (rows, columns).
         weight: (columns,), or None.
-        mean: (rows,), or None where it was not subtracted.
-        rstd: (rows,).
+        mean: (rows,), float32, contiguous; or None where it was not subtracted.
+        rstd: (rows,), likewise.
         parent_error: (rows, columns), or None to leave it out; it may be the error.
         weight_gradient: (columns,), or None to leave it out.
         bias_gradient: (columns,), or None to leave it out.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal, rows_of
+from pccompile.kernels.arguments import check_alike, check_fits, check_statistics, refusal, rows_of
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.results import SweepResults, Target, only_asked, results_for
 from pccompile.kernels.row_norm.error import launch_row_norm_error
@@ -197,7 +197,7 @@ def _check_error(
     name = "row_norm_error"
     targets = {"parent_error": parent_error, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     check_alike(name, error=error, x=x, weight=weight, **targets)
-    check_alike(name, rstd=rstd, mean=mean)
+    check_statistics(name, "error", error, mean=mean, rstd=rstd)
     if x.dim() == 0:
         raise ShapeError(f"{name}: x is a scalar", cure="give it a dimension of columns")
     columns, rows = x.shape[-1], x.shape[:-1].numel()
@@ -271,10 +271,11 @@ def _launch(
     results: SweepResults,
     gain: float,
 ) -> None:
-    """The error sweep of tensors (..., columns)."""
+    """The error sweep of tensors (..., columns), of statistics of any strides."""
     parent, *rest = results
     rows = None if parent is None else rows_of(parent)
-    launch_row_norm_error(rows_of(error), rows_of(x), weight, mean, rstd, rows, *rest, gain)
+    statistics = None if mean is None else mean.contiguous(), rstd.contiguous()
+    launch_row_norm_error(rows_of(error), rows_of(x), weight, *statistics, rows, *rest, gain)
 
 
 @custom_operator("pccompile::row_norm_predict")
