@@ -10,9 +10,8 @@ from torch import Tensor
 
 __all__ = ["SweepResults", "Target", "only_asked", "result_for", "results_for"]
 
-Target: TypeAlias = (
-    Tensor | tuple[int, ...] | None
-)  # to be added to; or the strides of one to be made; or not asked for
+# To be added to; or the strides of one to be made; or not asked for.
+Target: TypeAlias = Tensor | tuple[int, ...] | None
 
 
 def result_for(target: Target, like: Tensor, shape: Sequence[int]) -> Tensor | None:
@@ -36,6 +35,23 @@ class SweepResults(NamedTuple):
     accumulate_parent: bool = False
     accumulate_weight: bool = False
     accumulate_bias: bool = False
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        """The kernels' constants that say which there are, and what becomes of what is in them."""
+        return {
+            "PARENT_ERROR": self.parent_error is not None,
+            "WEIGHT_GRADIENT": self.weight_gradient is not None,
+            "BIAS_GRADIENT": self.bias_gradient is not None,
+            "ACCUMULATE_PARENT": self.accumulate_parent,
+            "ACCUMULATE_WEIGHT": self.accumulate_weight,
+            "ACCUMULATE_BIAS": self.accumulate_bias,
+        }
+
+    def pointers(self, instead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three as kernels take them: another tensor for what is left out, which is never read or written."""
+        parent, weight_gradient, bias_gradient = (instead if tensor is None else tensor for tensor in self[:3])
+        return parent, weight_gradient, bias_gradient
 
 
 def results_for(

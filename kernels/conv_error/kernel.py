@@ -22,6 +22,7 @@ from pccompile.kernels.devices import (
     registers_of,
 )
 from pccompile.kernels.launches import count_launch
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.tiles import grouped_tile, write_tile
 
 __all__ = ["conv_error_kernel", "launch_conv_error"]
@@ -234,6 +235,8 @@ def launch_conv_error(
         partial = torch.empty(tiles * splits * slot, dtype=torch.float32, device=error.device)
         arrived = arrival_counters(error.device, tiles)
     images = (error, residual, argmax, x, weight, parent_error, weight_gradient, bias_gradient)
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    results = SweepResults(parent_error, weight_gradient, bias_gradient, *flags)
     programs = parent_programs + (tiles * splits if wanted else 0)
     if programs == 0:
         return
@@ -245,9 +248,7 @@ def launch_conv_error(
             error if argmax is None else argmax,
             x,
             weight,
-            x if parent_error is None else parent_error,
-            weight if weight_gradient is None else weight_gradient,
-            error if bias_gradient is None else bias_gradient,
+            *results.pointers(error),
             partial,
             arrived,
             error.stride(),
@@ -270,12 +271,7 @@ def launch_conv_error(
             ACTIVATION=activation,
             GEOMETRY=geometry.constants,
             POOLING=geometry.pooling,
-            PARENT_ERROR=parent_error is not None,
-            WEIGHT_GRADIENT=weight_gradient is not None,
-            BIAS_GRADIENT=bias_gradient is not None,
-            ACCUMULATE_PARENT=accumulate_parent,
-            ACCUMULATE_WEIGHT=accumulate_weight,
-            ACCUMULATE_BIAS=accumulate_bias,
+            **results.constants,
             DIRECT=direct,
             FLATTEN=sizes[4] // groups < chosen.parent_out,
             SPLIT=split,

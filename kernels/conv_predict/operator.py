@@ -84,7 +84,7 @@ def conv_predict(
     output, residual, argmax = torch.ops.pccompile.conv_predict(
         x, weight, bias, activation, *convolution, negative_slope, input_precision
     )
-    pool_kind = convolution[4]
+    pool_kind = "none" if pool is None else pool.kind
     given_argmax = argmax if pool_kind == "max" else None
     if kept_residual(activation, pool_kind) != "nothing":
         return ConvPrediction(output, residual, given_argmax)

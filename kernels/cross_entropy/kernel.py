@@ -326,7 +326,7 @@ def launch_cross_entropy_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(logits.device)
+    architecture_of(logits.device)  # refuses where no kernel runs; nothing here depends on which it is
     (_, classes, inner), rows = logits.shape, targets.numel()
     chosen = configuration or configuration_for(rows, classes, inner)
     programs = triton.cdiv(rows, chosen.block_rows) * triton.cdiv(classes, chosen.block_classes)
