@@ -187,20 +187,18 @@ def _match(d: fx.Node, products: dict[str, _Product], folded: tuple[Sloped, tupl
             product_precision(),
         )
         found = call(graph, sweep_rows, args, "linear_error")
-        found.meta["val"] = tuple(_kind(products.get(kind)) for kind in KINDS)
+        found.meta["val"] = tuple(_kind(products[kind]) if kind in products else None for kind in KINDS)
         return [
-            view(graph, item(graph, found, KINDS.index(p.kind), found.meta["val"][KINDS.index(p.kind)]), like)
-            for p, like in ((p, p.result.meta["val"]) for p in products.values())
+            view(graph, item(graph, found, KINDS.index(p.kind), _kind(p)), p.result.meta["val"])
+            for p in products.values()
         ]
 
     nodes = tuple(node for node in distinct(*formed, *replaced) if node not in kept)
     return Match("linear_error", nodes, tuple(results), distinct(error, residual, gain, *operands), write)
 
 
-def _kind(product: _Product | None) -> Tensor | None:
+def _kind(product: _Product) -> Tensor:
     """A stand-in for a result as the kernel writes it: the product's, or that of the sum over the batch as a vector."""
-    if product is None:
-        return None
     node = next(node for node in product.nodes if node.target is _aten.mm.default or node.meta["val"].dim() == 1)
     kind: Tensor = node.meta["val"]
     return kind

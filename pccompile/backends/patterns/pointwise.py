@@ -49,8 +49,8 @@ def _candidates(root: fx.Node) -> Iterator[Match]:
     inputs = distinct(*(n for step in steps for n in step.all_input_nodes if n not in steps))
     graph = _graph(steps, inputs)
     known = pointwise(graph)
-    signature = [(tuple(v.shape), v.stride(), v.dtype) for v in (n.meta["val"] for n in inputs)]
-    like = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in signature]
+    kinds = (node.meta["val"] for node in inputs)
+    like = [torch.empty_strided(kind.shape, kind.stride(), dtype=kind.dtype, device="meta") for kind in kinds]
     result = root.meta["val"]
     try:
         plan = known.plan(*like)
