@@ -97,7 +97,7 @@ def _norm(node: fx.Node, beside: _Norm | None = None) -> _Norm | None:
     training = argument(node, "training")
     if not training:
         declined(node, "running statistics have no kernel")
-    if not items or not training or not inner_is_one(kind) or kind.shape[0] * kind[0, 0].numel() < 2:
+    if not items or not training or not inner_is_one(kind) or kind.shape[0] * kind.shape[2:].numel() < 2:
         return None
     if any(item.meta["val"].dtype is not torch.float32 for place, item in items.items() if place in (1, 2)):
         return None
@@ -152,7 +152,7 @@ def _pooled(block: _Block) -> Iterator[_Block]:
     kind = block.output.meta["val"]
     dimensions = set(range(2, kind.dim()))
     adjacent = block.norms[0].x.meta["val"].stride(1) == 1
-    if not dimensions or not can_pool(kind[0, 0].numel(), adjacent):
+    if not dimensions or not can_pool(kind.shape[2:].numel(), adjacent):
         return
     for user in block.output.users:
         if user.target is _aten.mean.dim and not user.kwargs:
