@@ -18,6 +18,7 @@ __all__ = [
     "check_input_precision",
     "check_residual",
     "check_shape",
+    "check_statistics",
     "refusal",
     "rows_of",
 ]
@@ -67,6 +68,26 @@ def check_device(operation: str, name: str, tensor: Tensor | None, first_name: s
     """
     if tensor is not None and tensor.device != first.device:
         raise _elsewhere(operation, name, tensor, first_name, first)
+
+
+def check_statistics(operation: str, first_name: str, first: Tensor, **statistics: Tensor | None) -> None:
+    """Check that what a prediction kept of its rows or channels is float32, and where another tensor is.
+
+    Args:
+        operation: its name, for the message.
+        first_name, first: the other argument.
+        statistics: by argument name.
+
+    Raises:
+        ShapeError: one is of another dtype, or on another device.
+    """
+    for name, tensor in statistics.items():
+        if tensor is not None and tensor.dtype is not torch.float32:
+            raise ShapeError(
+                f"{operation}: {name} is {tensor.dtype}, but statistics are torch.float32",
+                cure=f"pass the {name} that the prediction returned",
+            )
+        check_device(operation, name, tensor, first_name, first)
 
 
 def _elsewhere(operation: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> ShapeError:

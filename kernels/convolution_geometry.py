@@ -17,10 +17,13 @@ from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = [
     "LARGEST_WINDOW",
+    "ConvolutionArguments",
     "Form",
     "Geometry",
     "Pool",
+    "convolution_arguments",
     "empty_image",
+    "empty_prediction",
     "geometry_from",
     "geometry_of",
     "kept_residual",
@@ -34,7 +37,10 @@ LARGEST_WINDOW = 64  # positions of a pooling window: one tile of rows holds who
 
 Form = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]  # stride, padding, dilation, groups
 
-_MEANINGS = {"stride": 1, "padding": 0, "dilation": 1}
+# As the operators take it: stride, padding, dilation, groups; the pooling's kind, and its window and stride together.
+ConvolutionArguments = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, Sequence[int]]
+
+_LEAST = {"padding": 0}
 
 
 class Pool(NamedTuple):
@@ -134,7 +140,7 @@ def pair(operation: str, name: str, value: int | Sequence[int]) -> list[int]:
         UsageError: it is neither, or smaller than makes sense.
     """
     both = [value, value] if isinstance(value, int) else list(value)
-    least = _MEANINGS.get(name, 1)
+    least = _LEAST.get(name, 1)
     if len(both) != 2 or any(not isinstance(size, int) or size < least for size in both):
         raise UsageError(f"{operation}: {name}={value!r}", cure=f"use an integer of at least {least}, or two of them")
     return both
@@ -151,6 +157,24 @@ def pool_arguments(operation: str, pool: Pool | None) -> tuple[str, list[int]]:
     window = pair(operation, "pool.window", pool.window)
     stride = window if pool.stride is None else pair(operation, "pool.stride", pool.stride)
     return pool.kind, window + stride
+
+
+def convolution_arguments(
+    operation: str,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    pool: Pool | None,
+) -> ConvolutionArguments:
+    """A convolution and its pooling as the operators take them.
+
+    Raises:
+        UsageError: a size is not an integer that makes sense, or two of them.
+    """
+    sizes = {"stride": stride, "padding": padding, "dilation": dilation}
+    pairs = [pair(operation, name, size) for name, size in sizes.items()]
+    return pairs[0], pairs[1], pairs[2], groups, *pool_arguments(operation, pool)
 
 
 def geometry_of(
@@ -228,6 +252,22 @@ def empty_image(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = 
         device=like.device,
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
+
+
+def empty_prediction(
+    x: Tensor, weight: Tensor, geometry: Geometry, strides: Sequence[int], keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a convolution of x gives (or its error): of these strides, (batch, out, pooled height, pooled width).
+
+    With it the residual, if it is kept, and the argmax, if there is a maximum; see `Geometry.residual_shape`.
+    """
+    shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
+    output = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+    argmax = torch.empty_like(output, dtype=torch.int8) if geometry.pool == "max" else None
+    if not keep:
+        return output, None, argmax
+    kept = geometry.residual_shape(shape)
+    return output, torch.empty_like(output) if kept == shape else x.new_empty(kept), argmax
 
 
 def wide_images(geometry: Geometry, rows: int, *tensors: Tensor | None) -> bool:

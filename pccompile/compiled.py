@@ -176,9 +176,13 @@ def compile_captured(
     Args:
         vertices: "auto" (every node for an exact rule, layers for the others), "nodes", "layers" or module paths.
         wanted: placeholder nodes whose gradient somebody wants.
+        optimize: False runs the literal program (levelled, if the rule is) by the reference evaluator.
         observed: somebody reads the energy in every step.
         backend: one of `BACKENDS`.
-        optimize: False runs the literal program (levelled, if the rule is) by the reference evaluator.
+
+    Raises:
+        UsageError: the rule evaluates the loss and the model has none, or `vertices` names something that is not there.
+        NoDerivativeError, ProgramError, CycleError, ShapeError: see `build_graph` and `passes.run`.
     """
     if vertices == "auto":
         vertices = "nodes" if rule.exact else "layers"

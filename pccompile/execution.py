@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
@@ -31,6 +31,8 @@ class Execution:
     Attributes:
         flat_inputs: the flattened arguments and targets.
         held: the leaves that are no inputs.
+        state: what the feed-forward pass left; None before it, and when no inference from it will follow.
+        autocast: the devices whose autocast the nodes run under: whether it is enabled for them, and its dtype.
     """
 
     compiled: Compiled
@@ -124,10 +126,8 @@ class Execution:
         if self.state is None:
             raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
         outputs = self._output_derivatives(gradients)
-        if self.autocast or torch._C._is_any_autocast_enabled():
-            with self._environment():
-                found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
-        else:
+        matters = self.autocast or torch._C._is_any_autocast_enabled()
+        with self._environment() if matters else nullcontext():
             found = self.compiled.backend.infer(self.run, self.state, outputs, keep)
         if not keep:
             self.state = None

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pccompile.kernels.batch_norm.channels import three_dimensional
-from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
+from pccompile.kernels.batch_norm.error import ErrorBranch, error_branch, launch_batch_norm_error
 from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
-from pccompile.kernels.results import Target, result_for
+from pccompile.kernels.results import Target, result_for, results_for
 
 __all__ = ["Given", "Swept", "predict_branches", "sweep_branches"]
 
@@ -131,9 +131,6 @@ def _error_branch(
     bias_gradient: Target,
     gain: float,
 ) -> tuple[ErrorBranch, tuple[Tensor | None, ...]]:
-    asked = (parent, weight_gradient, bias_gradient)
     shapes = (x.shape, x.shape[1:2], x.shape[1:2])
-    results = tuple(result_for(target, error, shape) for target, shape in zip(asked, shapes, strict=True))
-    parent_error = None if results[0] is None else three_dimensional(results[0])
-    adds = (isinstance(target, Tensor) for target in asked)
-    return ErrorBranch(three_dimensional(x), weight, mean, rstd, parent_error, *results[1:], *adds, gain), results
+    results = results_for(parent, weight_gradient, bias_gradient, error, shapes)
+    return error_branch(x, weight, mean, rstd, results, gain), results[:3]

@@ -21,14 +21,16 @@ from pccompile.kernels.batch_norm.channels import (
     store_elements,
     stride_of,
     strides_of,
+    three_dimensional,
 )
 from pccompile.kernels.batch_norm.configurations import Configuration
 from pccompile.kernels.devices import architecture_of, registers_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
-__all__ = ["ErrorBranch", "batch_norm_error_kernel", "launch_batch_norm_error"]
+__all__ = ["ErrorBranch", "batch_norm_error_kernel", "error_branch", "launch_batch_norm_error"]
 
 
 @triton.jit
@@ -160,7 +162,7 @@ class ErrorBranch:
     Attributes:
         x: (outer, channels, inner).
         weight: (channels,), or None.
-        mean, rstd: (channels,), float32.
+        mean, rstd: (channels,), float32, contiguous.
         parent_error: (outer, channels, inner), or None to leave it out; it may be the error.
         weight_gradient, bias_gradient: (channels,), or None to leave them out.
         accumulate_parent: add to parent_error rather than overwrite it.
@@ -211,6 +213,15 @@ class ErrorBranch:
         for gradient, accumulate in gradients:
             if gradient is not None and not accumulate:
                 gradient.zero_()
+
+
+def error_branch(
+    x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, results: SweepResults, gain: float
+) -> ErrorBranch:
+    """The branch of a normalisation of x (batch, channels, ...), whose parent's error is like x; of any strides."""
+    parent = None if results.parent_error is None else three_dimensional(results.parent_error)
+    statistics = mean.contiguous(), rstd.contiguous()
+    return ErrorBranch(three_dimensional(x), weight, *statistics, parent, *results[1:], gain=gain)
 
 
 def launch_batch_norm_error(

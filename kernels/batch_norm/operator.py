@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, check_statistics, refusal
 from pccompile.kernels.batch_norm.channels import three_dimensional
-from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
+from pccompile.kernels.batch_norm.error import error_branch, launch_batch_norm_error
 from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
 from pccompile.kernels.operators import custom_operator, has_data
+from pccompile.kernels.results import SweepResults, only_asked
 from pccompile.kernels.row_norm.operator import NormErrorSweep
 
 __all__ = [
@@ -111,12 +112,9 @@ def batch_norm_error(
         UsageError: no kernel takes this dtype or device.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    parent, d_weight, d_bias = torch.ops.pccompile.batch_norm_error(
-        error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient, gain
-    )
-    return NormErrorSweep(
-        parent if parent_error else None, d_weight if weight_gradient else None, d_bias if bias_gradient else None
-    )
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = torch.ops.pccompile.batch_norm_error(error, x, weight, mean, rstd, *asked, gain)
+    return NormErrorSweep(*only_asked(outputs, asked))
 
 
 def batch_norm_error_into(
@@ -186,7 +184,7 @@ def _check_error(
     name = "batch_norm_error"
     targets = {"parent_error": parent_error, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     check_alike(name, error=error, x=x, weight=weight, **targets)
-    check_alike(name, mean=mean, rstd=rstd)
+    check_statistics(name, "error", error, mean=mean, rstd=rstd)
     _check(x, weight, None)
     check_fits(name, "error", error, tuple(x.shape), "x's shape", against=_CHANNELS)
     check_fits(name, "parent_error", parent_error, tuple(x.shape), "x's shape", against=_CHANNELS)
@@ -288,19 +286,11 @@ def _error(
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, x, weight, mean, rstd)
-    outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = _empty_sweep(x, *asked)
     if has_data(error):
-        branch = ErrorBranch(
-            three_dimensional(x),
-            weight,
-            mean,
-            rstd,
-            three_dimensional(outputs[0]) if parent_error else None,
-            outputs[1] if weight_gradient else None,
-            outputs[2] if bias_gradient else None,
-            gain=gain,
-        )
-        launch_batch_norm_error(three_dimensional(error), branch)
+        results = SweepResults(*only_asked(outputs, asked))
+        launch_batch_norm_error(three_dimensional(error), error_branch(x, weight, mean, rstd, results, gain))
     return outputs
 
 
@@ -330,8 +320,8 @@ def _error_into(
     accumulate_bias: bool,
     gain: float,
 ) -> None:
-    _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
-    flags = accumulate_parent, accumulate_weight, accumulate_bias
-    targets = parent_error, weight_gradient, bias_gradient
+    targets = (parent_error, weight_gradient, bias_gradient)
+    _check_error_into(error, x, weight, mean, rstd, *targets)
     if has_data(error):
-        launch_batch_norm_error(error, ErrorBranch(x, weight, mean, rstd, *targets, *flags, gain))
+        results = SweepResults(*targets, accumulate_parent, accumulate_weight, accumulate_bias)
+        launch_batch_norm_error(error, error_branch(x, weight, mean, rstd, results, gain))

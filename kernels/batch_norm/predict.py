@@ -246,7 +246,7 @@ def launch_batch_norm_predict(
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
     x = branch.x
-    architecture_of(x.device)
+    architecture_of(x.device)  # refuses where no kernel runs; nothing here depends on which it is
     outer, channels, inner = x.shape
     chosen = configuration or chosen_for(x, pools=pooled is not None)
     second = branch if other is None else other

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pccompile.kernels.conv_error.kernel import launch_conv_error
 from pccompile.kernels.convolution_geometry import Form, geometry_from
-from pccompile.kernels.results import Target, result_for
+from pccompile.kernels.results import Target, results_for
 
 __all__ = ["sweep_images"]
 
@@ -38,26 +38,8 @@ def sweep_images(
         parent, weight_gradient, bias_gradient: the tensor to add to, or the strides of one to make, or None.
     """
     geometry = geometry_from((weight.shape[2], weight.shape[3]), form, pool, window)
-    parent_error, d_weight, d_bias = (
-        result_for(asked, error, shape)
-        for asked, shape in ((parent, x.shape), (weight_gradient, weight.shape), (bias_gradient, weight.shape[:1]))
-    )
-    launch_conv_error(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        geometry,
-        activation,
-        parent_error=parent_error,
-        weight_gradient=d_weight,
-        bias_gradient=d_bias,
-        accumulate_parent=isinstance(parent, Tensor),
-        accumulate_weight=isinstance(weight_gradient, Tensor),
-        accumulate_bias=isinstance(bias_gradient, Tensor),
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
-    return parent_error, d_weight, d_bias
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    results = results_for(parent, weight_gradient, bias_gradient, error, shapes)
+    tensors = (error, residual, argmax, x, weight)
+    launch_conv_error(*tensors, geometry, activation, *results, gain, negative_slope, input_precision)
+    return results.parent_error, results.weight_gradient, results.bias_gradient

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,6 @@ from pccompile.kernels.conv_error.gradient import gradient_tile
 from pccompile.kernels.convolution_geometry import Geometry, strides_of, wide_images
 from pccompile.kernels.convolution_tiles import image_offsets, image_rows, parent_sum
 from pccompile.kernels.devices import (
-    Architecture,
     architecture_of,
     interpreted,
     launch_options,
@@ -25,9 +22,10 @@ from pccompile.kernels.devices import (
     registers_of,
 )
 from pccompile.kernels.launches import count_launch
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.tiles import grouped_tile, write_tile
 
-__all__ = ["conv_error_arguments", "conv_error_kernel", "launch_conv_error"]
+__all__ = ["conv_error_kernel", "launch_conv_error"]
 
 
 @triton.jit
@@ -168,120 +166,6 @@ def conv_error_kernel(
             )
 
 
-def conv_error_arguments(
-    error: Tensor,
-    residual: Tensor | None,
-    argmax: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-    activation: str,
-    architecture: Architecture,
-    *,
-    parent_error: Tensor | None = None,
-    weight_gradient: Tensor | None = None,
-    bias_gradient: Tensor | None = None,
-    accumulate_parent: bool = False,
-    accumulate_weight: bool = False,
-    accumulate_bias: bool = False,
-    gain: float = 1.0,
-    negative_slope: float = 0.01,
-    input_precision: str = "ieee",
-    configuration: Configuration | None = None,
-) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
-    """The grid, the arguments and the constants of conv_error_kernel; launch_conv_error says what they are."""
-    sizes = geometry.sizes(x, weight)
-    direct, groups = geometry.direct(weight), geometry.groups
-    phases = geometry.stride[0] * geometry.stride[1]
-    parent_rows = sizes[0] * triton.cdiv(sizes[2], geometry.stride[0]) * triton.cdiv(sizes[3], geometry.stride[1])
-    rows = sizes[0] * sizes[5] * sizes[6]
-    precision = precision_of(error.dtype, input_precision)
-    chosen = configuration or configuration_for(
-        architecture, precision, phases * parent_rows, sizes[1] // groups, groups, direct
-    )
-    parent_row_tiles = triton.cdiv(parent_rows, chosen.parent_rows)
-    parent_column_tiles = geometry.column_tiles(sizes[1], chosen.parent_in, direct)
-    parent_programs = 0 if parent_error is None else phases * parent_row_tiles * parent_column_tiles
-    gradient_in = 1 if direct else chosen.gradient_in
-    in_tiles = 1 if weight_gradient is None else max(triton.cdiv(geometry.taps * weight.shape[1], gradient_in), 1)
-    tiles = geometry.column_tiles(sizes[4], chosen.gradient_out, direct) * in_tiles
-    wanted = weight_gradient is not None or bias_gradient is not None
-    splits = chosen.splits or splits_for(architecture, tiles, triton.cdiv(rows, chosen.gradient_rows))
-    split = wanted and splits > 1
-    partial, arrived = error, error  # never read
-    if split:
-        slot = chosen.gradient_out * (gradient_in + 1)
-        partial = torch.empty(tiles * splits * slot, dtype=torch.float32, device=error.device)
-        arrived = arrival_counters(error.device, tiles)
-    arguments = (
-        error,
-        error if residual is None else residual,
-        error if argmax is None else argmax,
-        x,
-        weight,
-        x if parent_error is None else parent_error,
-        weight if weight_gradient is None else weight_gradient,
-        error if bias_gradient is None else bias_gradient,
-        partial,
-        arrived,
-        error.stride(),
-        strides_of(residual),
-        strides_of(argmax),
-        x.stride(),
-        weight.stride(),
-        strides_of(parent_error),
-        strides_of(weight_gradient),
-        (0,) if bias_gradient is None else bias_gradient.stride(),
-        sizes,
-        parent_row_tiles,
-        parent_column_tiles,
-        parent_programs,
-        tiles,
-        in_tiles,
-        splits,
-        float(gain),
-        float(negative_slope),
-    )
-    constants = {
-        "ACTIVATION": activation,
-        "GEOMETRY": geometry.constants,
-        "POOLING": geometry.pooling,
-        "PARENT_ERROR": parent_error is not None,
-        "WEIGHT_GRADIENT": weight_gradient is not None,
-        "BIAS_GRADIENT": bias_gradient is not None,
-        "ACCUMULATE_PARENT": accumulate_parent,
-        "ACCUMULATE_WEIGHT": accumulate_weight,
-        "ACCUMULATE_BIAS": accumulate_bias,
-        "DIRECT": direct,
-        "FLATTEN": sizes[4] // groups < chosen.parent_out,
-        "SPLIT": split,
-        "RELEASE_LANES": release_lanes(architecture, chosen.warps),
-        "INPUT_PRECISION": input_precision,
-        "WIDE": wide_images(
-            geometry,
-            max(rows, phases * parent_rows),
-            error,
-            residual,
-            argmax,
-            x,
-            weight,
-            parent_error,
-            weight_gradient,
-            bias_gradient,
-        ),
-        "UPCAST": interpreted() and error.dtype is not torch.float32,
-        "PARENT_ROWS": chosen.parent_rows,
-        "PARENT_IN": chosen.parent_in,
-        "PARENT_OUT": chosen.parent_out,
-        "GRADIENT_OUT": chosen.gradient_out,
-        "GRADIENT_IN": gradient_in,
-        "GRADIENT_ROWS": chosen.gradient_rows,
-        "GROUP": chosen.group,
-        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
-    }
-    return (parent_programs + (tiles * splits if wanted else 0),), arguments, constants
-
-
 def launch_conv_error(
     error: Tensor,
     residual: Tensor | None,
@@ -290,7 +174,6 @@ def launch_conv_error(
     weight: Tensor,
     geometry: Geometry,
     activation: str,
-    *,
     parent_error: Tensor | None = None,
     weight_gradient: Tensor | None = None,
     bias_gradient: Tensor | None = None,
@@ -327,28 +210,81 @@ def launch_conv_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, arguments, constants = conv_error_arguments(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        geometry,
-        activation,
-        architecture_of(error.device),
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        accumulate_parent=accumulate_parent,
-        accumulate_weight=accumulate_weight,
-        accumulate_bias=accumulate_bias,
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-        configuration=configuration,
+    architecture = architecture_of(error.device)
+    sizes = geometry.sizes(x, weight)
+    direct, groups = geometry.direct(weight), geometry.groups
+    phases = geometry.stride[0] * geometry.stride[1]
+    parent_rows = sizes[0] * triton.cdiv(sizes[2], geometry.stride[0]) * triton.cdiv(sizes[3], geometry.stride[1])
+    rows = sizes[0] * sizes[5] * sizes[6]
+    precision = precision_of(error.dtype, input_precision)
+    chosen = configuration or configuration_for(
+        architecture, precision, phases * parent_rows, sizes[1] // groups, groups, direct
     )
-    if grid[0] == 0:
+    parent_row_tiles = triton.cdiv(parent_rows, chosen.parent_rows)
+    parent_column_tiles = geometry.column_tiles(sizes[1], chosen.parent_in, direct)
+    parent_programs = 0 if parent_error is None else phases * parent_row_tiles * parent_column_tiles
+    gradient_in = 1 if direct else chosen.gradient_in
+    in_tiles = 1 if weight_gradient is None else max(triton.cdiv(geometry.taps * weight.shape[1], gradient_in), 1)
+    tiles = geometry.column_tiles(sizes[4], chosen.gradient_out, direct) * in_tiles
+    wanted = weight_gradient is not None or bias_gradient is not None
+    splits = chosen.splits or splits_for(architecture, tiles, triton.cdiv(rows, chosen.gradient_rows))
+    split = wanted and splits > 1
+    partial, arrived = error, error  # never read
+    if split:
+        slot = chosen.gradient_out * (gradient_in + 1)
+        partial = torch.empty(tiles * splits * slot, dtype=torch.float32, device=error.device)
+        arrived = arrival_counters(error.device, tiles)
+    images = (error, residual, argmax, x, weight, parent_error, weight_gradient, bias_gradient)
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    results = SweepResults(parent_error, weight_gradient, bias_gradient, *flags)
+    programs = parent_programs + (tiles * splits if wanted else 0)
+    if programs == 0:
         return
     count_launch("conv_error")
     with torch.cuda.device_of(error):
-        conv_error_kernel[grid](*arguments, **constants)
+        conv_error_kernel[(programs,)](
+            error,
+            error if residual is None else residual,
+            error if argmax is None else argmax,
+            x,
+            weight,
+            *results.pointers(error),
+            partial,
+            arrived,
+            error.stride(),
+            strides_of(residual),
+            strides_of(argmax),
+            x.stride(),
+            weight.stride(),
+            strides_of(parent_error),
+            strides_of(weight_gradient),
+            (0,) if bias_gradient is None else bias_gradient.stride(),
+            sizes,
+            parent_row_tiles,
+            parent_column_tiles,
+            parent_programs,
+            tiles,
+            in_tiles,
+            splits,
+            float(gain),
+            float(negative_slope),
+            ACTIVATION=activation,
+            GEOMETRY=geometry.constants,
+            POOLING=geometry.pooling,
+            **results.constants,
+            DIRECT=direct,
+            FLATTEN=sizes[4] // groups < chosen.parent_out,
+            SPLIT=split,
+            RELEASE_LANES=release_lanes(architecture, chosen.warps),
+            INPUT_PRECISION=input_precision,
+            WIDE=wide_images(geometry, max(rows, phases * parent_rows), *images),
+            UPCAST=interpreted() and error.dtype is not torch.float32,
+            PARENT_ROWS=chosen.parent_rows,
+            PARENT_IN=chosen.parent_in,
+            PARENT_OUT=chosen.parent_out,
+            GRADIENT_OUT=chosen.gradient_out,
+            GRADIENT_IN=gradient_in,
+            GRADIENT_ROWS=chosen.gradient_rows,
+            GROUP=chosen.group,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+        )

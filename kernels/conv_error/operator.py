@@ -19,9 +19,16 @@ from pccompile.kernels.arguments import (
     refusal,
 )
 from pccompile.kernels.conv_error.kernel import launch_conv_error
-from pccompile.kernels.convolution_geometry import Geometry, Pool, geometry_of, pair, pool_arguments
+from pccompile.kernels.convolution_geometry import (
+    ConvolutionArguments,
+    Geometry,
+    Pool,
+    convolution_arguments,
+    geometry_of,
+)
 from pccompile.kernels.linear_error.operator import ErrorSweep
 from pccompile.kernels.operators import custom_operator, has_data
+from pccompile.kernels.results import SweepResults, only_asked
 
 __all__ = ["conv_error", "conv_error_into"]
 
@@ -74,29 +81,12 @@ def conv_error(
         UsageError: no kernel takes this dtype, device, activation, pooling, stride or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another, or the residual or the argmax is missing.
     """
-    name = "conv_error"
-    parent, d_weight, d_bias = torch.ops.pccompile.conv_error(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        activation,
-        pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
-        groups,
-        *pool_arguments(name, pool),
-        parent_error,
-        weight_gradient,
-        bias_gradient,
-        gain,
-        negative_slope,
-        input_precision,
-    )
-    return ErrorSweep(
-        parent if parent_error else None, d_weight if weight_gradient else None, d_bias if bias_gradient else None
-    )
+    convolution = convolution_arguments("conv_error", stride, padding, dilation, groups, pool)
+    tensors = (error, residual, argmax, x, weight)
+    asked = (parent_error, weight_gradient, bias_gradient)
+    options = (gain, negative_slope, input_precision)
+    outputs = torch.ops.pccompile.conv_error(*tensors, activation, *convolution, *asked, *options)
+    return ErrorSweep(*only_asked(outputs, asked))
 
 
 def conv_error_into(
@@ -141,29 +131,11 @@ def conv_error_into(
         UsageError: no kernel takes this dtype, device, activation, pooling, stride or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another, or the residual or the argmax is missing.
     """
-    name = "conv_error"
-    torch.ops.pccompile.conv_error_into(
-        error,
-        residual,
-        argmax,
-        x,
-        weight,
-        parent_error,
-        weight_gradient,
-        bias_gradient,
-        activation,
-        pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
-        groups,
-        *pool_arguments(name, pool),
-        accumulate_parent,
-        accumulate_weight,
-        accumulate_bias,
-        gain,
-        negative_slope,
-        input_precision,
-    )
+    convolution = convolution_arguments("conv_error", stride, padding, dilation, groups, pool)
+    tensors = (error, residual, argmax, x, weight, parent_error, weight_gradient, bias_gradient)
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    options = (gain, negative_slope, input_precision)
+    torch.ops.pccompile.conv_error_into(*tensors, activation, *convolution, *flags, *options)
 
 
 def _check(
@@ -173,12 +145,7 @@ def _check(
     x: Tensor,
     weight: Tensor,
     activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
+    convolution: ConvolutionArguments,
     negative_slope: float,
     input_precision: str,
     parent_error: Tensor | None = None,
@@ -190,7 +157,7 @@ def _check(
     targets = {"parent_error": parent_error, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     check_alike(name, error=error, residual=residual, x=x, weight=weight, **targets)
     check_input_precision(input_precision)
-    geometry = geometry_of(name, x, weight, stride, padding, dilation, groups, pool, pool_window)
+    geometry = geometry_of(name, x, weight, *convolution)
     shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
     images = "(batch, out, height, width)"
     check_shape(name, "error", error, shape, images, _WEIGHT)
@@ -200,9 +167,9 @@ def _check(
     check_shape(name, "weight_gradient", weight_gradient, tuple(weight.shape), _WEIGHT, _WEIGHT)
     check_shape(name, "bias_gradient", bias_gradient, (weight.shape[0],), "(out,)", _WEIGHT)
     check_residual(name, residual, activation, negative_slope)
-    if (argmax is not None) != (pool == "max") or (argmax is not None and argmax.dtype is not torch.int8):
+    if (argmax is not None) != (geometry.pool == "max") or (argmax is not None and argmax.dtype is not torch.int8):
         raise ShapeError(
-            f"{name}: the argmax is {None if argmax is None else argmax.dtype}, and the pooling {pool!r}",
+            f"{name}: the argmax is {None if argmax is None else argmax.dtype}, and the pooling {geometry.pool!r}",
             cure="pass the argmax that conv_predict returned, int8 under a maximum and None otherwise",
         )
     check_device(name, "argmax", argmax, "error", error)
@@ -242,24 +209,13 @@ def _conv_error(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     convolution = (stride, padding, dilation, groups, pool, pool_window)
-    geometry = _check(error, residual, argmax, x, weight, activation, *convolution, negative_slope, input_precision)
-    outputs = _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
+    tensors = (error, residual, argmax, x, weight)
+    geometry = _check(*tensors, activation, convolution, negative_slope, input_precision)
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = _empty_outputs(x, weight, *asked)
     if has_data(error):
-        launch_conv_error(
-            error,
-            residual,
-            argmax,
-            x,
-            weight,
-            geometry,
-            activation,
-            parent_error=outputs[0] if parent_error else None,
-            weight_gradient=outputs[1] if weight_gradient else None,
-            bias_gradient=outputs[2] if bias_gradient else None,
-            gain=gain,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+        results = SweepResults(*only_asked(outputs, asked))
+        launch_conv_error(*tensors, geometry, activation, *results, gain, negative_slope, input_precision)
     return outputs
 
 
@@ -290,25 +246,9 @@ def _conv_error_into(
     negative_slope: float,
     input_precision: str,
 ) -> None:
-    options = (stride, padding, dilation, groups, pool, pool_window, negative_slope, input_precision)
-    targets = (parent_error, weight_gradient, bias_gradient)
-    geometry = _check(error, residual, argmax, x, weight, activation, *options, *targets)
+    convolution = (stride, padding, dilation, groups, pool, pool_window)
+    tensors, targets = (error, residual, argmax, x, weight), (parent_error, weight_gradient, bias_gradient)
+    geometry = _check(*tensors, activation, convolution, negative_slope, input_precision, *targets)
     if has_data(error):
-        launch_conv_error(
-            error,
-            residual,
-            argmax,
-            x,
-            weight,
-            geometry,
-            activation,
-            parent_error=parent_error,
-            weight_gradient=weight_gradient,
-            bias_gradient=bias_gradient,
-            accumulate_parent=accumulate_parent,
-            accumulate_weight=accumulate_weight,
-            accumulate_bias=accumulate_bias,
-            gain=gain,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+        results = SweepResults(*targets, accumulate_parent, accumulate_weight, accumulate_bias)
+        launch_conv_error(*tensors, geometry, activation, *results, gain, negative_slope, input_precision)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pccompile.kernels.conv_predict.kernel import launch_conv_predict
-from pccompile.kernels.convolution_geometry import Form, geometry_from, kept_residual
+from pccompile.kernels.convolution_geometry import Form, empty_prediction, geometry_from, kept_residual
 
 __all__ = ["predict_images"]
 
@@ -35,14 +34,7 @@ def predict_images(
         strides: of the prediction.
     """
     geometry = geometry_from((weight.shape[2], weight.shape[3]), form, pool, window)
-    shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
-    output = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
-    argmax = torch.empty_like(output, dtype=torch.int8) if pool == "max" else None
-    residual = None
-    if kept_residual(activation, pool) != "nothing":
-        kept = geometry.residual_shape(shape)
-        residual = torch.empty_like(output) if kept == shape else x.new_empty(kept)
-    launch_conv_predict(
-        x, weight, bias, output, residual, argmax, geometry, activation, negative_slope, input_precision
-    )
-    return output, residual, argmax
+    keep = kept_residual(activation, pool) != "nothing"
+    results: tuple[Tensor, Tensor | None, Tensor | None] = empty_prediction(x, weight, geometry, strides, keep)
+    launch_conv_predict(x, weight, bias, *results, geometry, activation, negative_slope, input_precision)
+    return results

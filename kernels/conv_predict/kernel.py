@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +20,6 @@ from pccompile.kernels.convolution_tiles import (
     window_rows,
 )
 from pccompile.kernels.devices import (
-    Architecture,
     architecture_of,
     interpreted,
     launch_options,
@@ -32,7 +29,7 @@ from pccompile.kernels.devices import (
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
 
-__all__ = ["conv_predict_arguments", "conv_predict_kernel", "launch_conv_predict"]
+__all__ = ["conv_predict_kernel", "launch_conv_predict"]
 
 
 @triton.jit
@@ -127,67 +124,6 @@ def conv_predict_kernel(
     )
 
 
-def conv_predict_arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    output: Tensor,
-    residual: Tensor | None,
-    argmax: Tensor | None,
-    geometry: Geometry,
-    activation: str,
-    negative_slope: float,
-    input_precision: str,
-    architecture: Architecture,
-    configuration: Configuration | None = None,
-) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
-    """The grid, the arguments and the constants of conv_predict_kernel; launch_conv_predict says what they are."""
-    sizes = geometry.sizes(x, weight)
-    direct, per_group = geometry.direct(weight), weight.shape[0] // geometry.groups
-    rows = sizes[0] * sizes[7] * sizes[8] * geometry.padded_window
-    precision = precision_of(x.dtype, input_precision)
-    chosen = configuration or configuration_for(architecture, precision, rows, per_group, geometry.groups, direct)
-    row_tiles = triton.cdiv(rows, chosen.block_rows)
-    column_tiles = geometry.column_tiles(weight.shape[0], chosen.block_out, direct)
-    arguments = (
-        x,
-        weight,
-        weight if bias is None else bias,
-        output,
-        output if residual is None else residual,
-        output if argmax is None else argmax,
-        x.stride(),
-        weight.stride(),
-        (0,) if bias is None else bias.stride(),
-        output.stride(),
-        strides_of(residual),
-        strides_of(argmax),
-        sizes,
-        row_tiles,
-        column_tiles,
-        float(negative_slope),
-    )
-    constants = {
-        "ACTIVATION": activation,
-        "GEOMETRY": geometry.constants,
-        "POOLING": geometry.pooling,
-        "PADDED_WINDOW": geometry.padded_window,
-        "HAS_BIAS": bias is not None,
-        "KEEP": "nothing" if residual is None else kept_residual(activation, geometry.pool),
-        "DIRECT": direct,
-        "FLATTEN": weight.shape[1] < chosen.block_in,
-        "INPUT_PRECISION": input_precision,
-        "WIDE": wide_images(geometry, rows, x, weight, bias, output, residual, argmax),
-        "UPCAST": interpreted() and x.dtype is not torch.float32,
-        "BLOCK_ROWS": chosen.block_rows,
-        "BLOCK_OUT": chosen.block_out,
-        "BLOCK_IN": chosen.block_in,
-        "GROUP": chosen.group,
-        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
-    }
-    return (row_tiles * column_tiles,), arguments, constants
-
-
 def launch_conv_predict(
     x: Tensor,
     weight: Tensor,
@@ -222,20 +158,46 @@ def launch_conv_predict(
     architecture = architecture_of(x.device)
     if output.numel() == 0:
         return
-    grid, arguments, constants = conv_predict_arguments(
-        x,
-        weight,
-        bias,
-        output,
-        residual,
-        argmax,
-        geometry,
-        activation,
-        negative_slope,
-        input_precision,
-        architecture,
-        configuration,
-    )
+    sizes = geometry.sizes(x, weight)
+    direct, per_group = geometry.direct(weight), weight.shape[0] // geometry.groups
+    rows = sizes[0] * sizes[7] * sizes[8] * geometry.padded_window
+    precision = precision_of(x.dtype, input_precision)
+    chosen = configuration or configuration_for(architecture, precision, rows, per_group, geometry.groups, direct)
+    row_tiles = triton.cdiv(rows, chosen.block_rows)
+    column_tiles = geometry.column_tiles(weight.shape[0], chosen.block_out, direct)
     count_launch("conv_predict")
     with torch.cuda.device_of(x):
-        conv_predict_kernel[grid](*arguments, **constants)
+        conv_predict_kernel[(row_tiles * column_tiles,)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            output,
+            output if residual is None else residual,
+            output if argmax is None else argmax,
+            x.stride(),
+            weight.stride(),
+            (0,) if bias is None else bias.stride(),
+            output.stride(),
+            strides_of(residual),
+            strides_of(argmax),
+            sizes,
+            row_tiles,
+            column_tiles,
+            float(negative_slope),
+            ACTIVATION=activation,
+            GEOMETRY=geometry.constants,
+            POOLING=geometry.pooling,
+            PADDED_WINDOW=geometry.padded_window,
+            HAS_BIAS=bias is not None,
+            KEEP="nothing" if residual is None else kept_residual(activation, geometry.pool),
+            DIRECT=direct,
+            FLATTEN=weight.shape[1] < chosen.block_in,
+            INPUT_PRECISION=input_precision,
+            WIDE=wide_images(geometry, rows, x, weight, bias, output, residual, argmax),
+            UPCAST=interpreted() and x.dtype is not torch.float32,
+            BLOCK_ROWS=chosen.block_rows,
+            BLOCK_OUT=chosen.block_out,
+            BLOCK_IN=chosen.block_in,
+            GROUP=chosen.group,
+            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+        )

@@ -15,13 +15,13 @@ from pccompile.kernels.arguments import check_alike, check_input_precision, chec
 from pccompile.kernels.conv_error.operator import conv_error
 from pccompile.kernels.conv_predict.kernel import launch_conv_predict
 from pccompile.kernels.convolution_geometry import (
+    ConvolutionArguments,
     Geometry,
     Pool,
+    convolution_arguments,
     empty_image,
     geometry_of,
     kept_residual,
-    pair,
-    pool_arguments,
 )
 from pccompile.kernels.operators import custom_operator, has_data
 
@@ -79,23 +79,12 @@ def conv_predict(
         UsageError: no kernel takes this dtype, device, activation, pooling, stride or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    name = "conv_predict"
     kind = activation_named(activation, negative_slope).residual
-    pool_kind, pool_window = pool_arguments(name, pool)
+    convolution = convolution_arguments("conv_predict", stride, padding, dilation, groups, pool)
     output, residual, argmax = torch.ops.pccompile.conv_predict(
-        x,
-        weight,
-        bias,
-        activation,
-        pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
-        groups,
-        pool_kind,
-        pool_window,
-        negative_slope,
-        input_precision,
+        x, weight, bias, activation, *convolution, negative_slope, input_precision
     )
+    pool_kind = "none" if pool is None else pool.kind
     given_argmax = argmax if pool_kind == "max" else None
     if kept_residual(activation, pool_kind) != "nothing":
         return ConvPrediction(output, residual, given_argmax)
@@ -103,22 +92,13 @@ def conv_predict(
 
 
 def _geometry(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
-    input_precision: str,
+    x: Tensor, weight: Tensor, bias: Tensor | None, convolution: ConvolutionArguments, input_precision: str
 ) -> Geometry:
     """The checked arguments' geometry."""
     name = "conv_predict"
     check_alike(name, x=x, weight=weight, bias=bias)
     check_input_precision(input_precision)
-    geometry = geometry_of(name, x, weight, stride, padding, dilation, groups, pool, pool_window)
+    geometry = geometry_of(name, x, weight, *convolution)
     check_shape(name, "bias", bias, (weight.shape[0],), "(out,)", "(out, channels / groups, height, width)")
     return geometry
 
@@ -149,21 +129,13 @@ def _conv_predict(
     negative_slope: float,
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = _geometry(x, weight, bias, stride, padding, dilation, groups, pool, pool_window, input_precision)
+    convolution = (stride, padding, dilation, groups, pool, pool_window)
+    geometry = _geometry(x, weight, bias, convolution, input_precision)
     output, residual, argmax = _empty_outputs(x, weight, geometry, activation)
     if has_data(x):
-        launch_conv_predict(
-            x,
-            weight,
-            bias,
-            output,
-            residual if kept_residual(activation, pool) != "nothing" else None,
-            argmax if pool == "max" else None,
-            geometry,
-            activation,
-            negative_slope,
-            input_precision,
-        )
+        kept = residual if kept_residual(activation, pool) != "nothing" else None
+        results = (output, kept, argmax if pool == "max" else None)
+        launch_conv_predict(x, weight, bias, *results, geometry, activation, negative_slope, input_precision)
     return output, residual, argmax
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.conv_step.kernel import launch_conv_step
-from pccompile.kernels.convolution_geometry import Form, geometry_from
+from pccompile.kernels.convolution_geometry import Form, empty_prediction, geometry_from
 
 __all__ = ["step_images"]
 
@@ -43,29 +43,9 @@ def step_images(
         parent_strides: of what the parent is given.
     """
     geometry = geometry_from((weight.shape[2], weight.shape[3]), form, pool, window)
-    shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
-    error = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+    keep = activation_named(activation).residual != "none"
+    error, *kept = empty_prediction(x, weight, geometry, strides, keep)
     target = torch.empty_strided(x.shape, parent_strides, dtype=x.dtype, device=x.device)
-    argmax = torch.empty_like(error, dtype=torch.int8) if pool == "max" else None
-    residual = None
-    if activation_named(activation).residual != "none":
-        kept = geometry.residual_shape(shape)
-        residual = torch.empty_like(error) if kept == shape else x.new_empty(kept)
-    launch_conv_step(
-        x,
-        weight,
-        bias,
-        value,
-        error,
-        residual,
-        argmax,
-        target,
-        geometry,
-        activation,
-        siblings=siblings,
-        parent_error=parent_error,
-        step_size=step_size,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    results, pull = (error, *kept, target), (siblings, parent_error, step_size)
+    launch_conv_step(x, weight, bias, value, *results, geometry, activation, *pull, negative_slope, input_precision)
     return error, target

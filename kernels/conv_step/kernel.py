@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -23,11 +21,11 @@ from pccompile.kernels.convolution_tiles import (
     store_residual,
     window_rows,
 )
-from pccompile.kernels.devices import Architecture, architecture_of, interpreted, precision_of
+from pccompile.kernels.devices import architecture_of, interpreted, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import as_stored
 
-__all__ = ["conv_step_arguments", "conv_step_kernel", "launch_conv_step"]
+__all__ = ["conv_step_kernel", "launch_conv_step"]
 
 
 @triton.jit
@@ -236,93 +234,6 @@ def conv_step_kernel(
             )
 
 
-def conv_step_arguments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    value: Tensor,
-    error: Tensor,
-    residual: Tensor | None,
-    argmax: Tensor | None,
-    target: Tensor | None,
-    geometry: Geometry,
-    activation: str,
-    architecture: Architecture,
-    *,
-    siblings: Tensor | None = None,
-    parent_error: Tensor | None = None,
-    step_size: float = 1.0,
-    negative_slope: float = 0.01,
-    input_precision: str = "ieee",
-    configuration: Configuration | None = None,
-) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
-    """The grid, the arguments and the constants of conv_step_kernel; launch_conv_step says what they are."""
-    sizes = geometry.sizes(x, weight)
-    direct, groups = geometry.direct(weight), geometry.groups
-    table = CONFIGURATIONS[architecture][precision_of(x.dtype, input_precision)]
-    chosen = configuration or table["direct" if direct else "product"]
-    lines = triton.cdiv(sizes[2], geometry.stride[0])
-    band_lines = triton.cdiv(lines, chosen.bands or bands_for(architecture, geometry, sizes[0], lines))
-    bands = triton.cdiv(lines, band_lines)
-    arguments = (
-        x,
-        weight,
-        weight if bias is None else bias,
-        value,
-        error,
-        error if residual is None else residual,
-        error if argmax is None else argmax,
-        x if siblings is None else siblings,
-        x if parent_error is None else parent_error,
-        x if target is None else target,
-        x.stride(),
-        weight.stride(),
-        (0,) if bias is None else bias.stride(),
-        value.stride(),
-        error.stride(),
-        strides_of(residual),
-        strides_of(argmax),
-        strides_of(siblings),
-        strides_of(parent_error),
-        strides_of(target),
-        sizes,
-        bands,
-        band_lines,
-        geometry.column_tiles(sizes[4], chosen.block_out, direct),
-        geometry.column_tiles(sizes[1], chosen.parent_in, direct),
-        float(step_size),
-        float(negative_slope),
-    )
-    rows = max(sizes[2] * sizes[3], sizes[7] * sizes[8] * geometry.padded_window)
-    images = (x, weight, bias, value, error, residual, argmax, siblings, parent_error, target)
-    constants = {
-        "ACTIVATION": activation,
-        "GEOMETRY": geometry.constants,
-        "POOLING": geometry.pooling,
-        "PADDED_WINDOW": geometry.padded_window,
-        "HAS_BIAS": bias is not None,
-        "KEEP": "nothing" if residual is None else activation_named(activation).residual,
-        "FEEDBACK": target is not None,
-        "SIBLINGS": siblings is not None,
-        "MOVE": parent_error is not None,
-        "DIRECT": direct,
-        "FLATTEN": weight.shape[1] < chosen.block_in,
-        "FLATTEN_PARENT": sizes[4] // groups < chosen.parent_out,
-        "INPUT_PRECISION": input_precision,
-        "WIDE": wide_images(geometry, rows, *images),
-        "UPCAST": interpreted() and x.dtype is not torch.float32,
-        "BLOCK_ROWS": chosen.block_rows,
-        "BLOCK_OUT": chosen.block_out,
-        "BLOCK_IN": chosen.block_in,
-        "PARENT_ROWS": chosen.parent_rows,
-        "PARENT_IN": chosen.parent_in,
-        "PARENT_OUT": chosen.parent_out,
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
-    }
-    return (sizes[0] * bands,), arguments, constants
-
-
 def launch_conv_step(
     x: Tensor,
     weight: Tensor,
@@ -334,7 +245,6 @@ def launch_conv_step(
     target: Tensor | None,
     geometry: Geometry,
     activation: str,
-    *,
     siblings: Tensor | None = None,
     parent_error: Tensor | None = None,
     step_size: float = 1.0,
@@ -365,27 +275,70 @@ def launch_conv_step(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, arguments, constants = conv_step_arguments(
-        x,
-        weight,
-        bias,
-        value,
-        error,
-        residual,
-        argmax,
-        target,
-        geometry,
-        activation,
-        architecture_of(x.device),
-        siblings=siblings,
-        parent_error=parent_error,
-        step_size=step_size,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-        configuration=configuration,
-    )
-    if grid[0] == 0:
+    architecture = architecture_of(x.device)
+    sizes = geometry.sizes(x, weight)
+    direct, groups = geometry.direct(weight), geometry.groups
+    table = CONFIGURATIONS[architecture][precision_of(x.dtype, input_precision)]
+    chosen = configuration or table["direct" if direct else "product"]
+    lines = triton.cdiv(sizes[2], geometry.stride[0])
+    band_lines = triton.cdiv(lines, chosen.bands or bands_for(architecture, geometry, sizes[0], lines))
+    bands = triton.cdiv(lines, band_lines)
+    rows = max(sizes[2] * sizes[3], sizes[7] * sizes[8] * geometry.padded_window)
+    images = (x, weight, bias, value, error, residual, argmax, siblings, parent_error, target)
+    programs = sizes[0] * bands
+    if programs == 0:
         return
     count_launch("conv_step")
     with torch.cuda.device_of(x):
-        conv_step_kernel[grid](*arguments, **constants)
+        conv_step_kernel[(programs,)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            value,
+            error,
+            error if residual is None else residual,
+            error if argmax is None else argmax,
+            x if siblings is None else siblings,
+            x if parent_error is None else parent_error,
+            x if target is None else target,
+            x.stride(),
+            weight.stride(),
+            (0,) if bias is None else bias.stride(),
+            value.stride(),
+            error.stride(),
+            strides_of(residual),
+            strides_of(argmax),
+            strides_of(siblings),
+            strides_of(parent_error),
+            strides_of(target),
+            sizes,
+            bands,
+            band_lines,
+            geometry.column_tiles(sizes[4], chosen.block_out, direct),
+            geometry.column_tiles(sizes[1], chosen.parent_in, direct),
+            float(step_size),
+            float(negative_slope),
+            ACTIVATION=activation,
+            GEOMETRY=geometry.constants,
+            POOLING=geometry.pooling,
+            PADDED_WINDOW=geometry.padded_window,
+            HAS_BIAS=bias is not None,
+            KEEP="nothing" if residual is None else activation_named(activation).residual,
+            FEEDBACK=target is not None,
+            SIBLINGS=siblings is not None,
+            MOVE=parent_error is not None,
+            DIRECT=direct,
+            FLATTEN=weight.shape[1] < chosen.block_in,
+            FLATTEN_PARENT=sizes[4] // groups < chosen.parent_out,
+            INPUT_PRECISION=input_precision,
+            WIDE=wide_images(geometry, rows, *images),
+            UPCAST=interpreted() and x.dtype is not torch.float32,
+            BLOCK_ROWS=chosen.block_rows,
+            BLOCK_OUT=chosen.block_out,
+            BLOCK_IN=chosen.block_in,
+            PARENT_ROWS=chosen.parent_rows,
+            PARENT_IN=chosen.parent_in,
+            PARENT_OUT=chosen.parent_out,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )

@@ -14,7 +14,14 @@ from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision, check_shape, refusal
 from pccompile.kernels.conv_step.kernel import launch_conv_step
-from pccompile.kernels.convolution_geometry import Geometry, Pool, empty_image, geometry_of, pair, pool_arguments
+from pccompile.kernels.convolution_geometry import (
+    ConvolutionArguments,
+    Geometry,
+    Pool,
+    convolution_arguments,
+    empty_image,
+    geometry_of,
+)
 from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["ConvStep", "conv_step"]
@@ -86,32 +93,15 @@ def conv_step(
         UsageError: no kernel takes this dtype, device, activation, pooling, stride or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    name = "conv_step"
-    pool_kind, pool_window = pool_arguments(name, pool)
-    error, residual, argmax, target = torch.ops.pccompile.conv_step(
-        x,
-        weight,
-        bias,
-        value,
-        siblings,
-        parent_error,
-        activation,
-        pair(name, "stride", stride),
-        pair(name, "padding", padding),
-        pair(name, "dilation", dilation),
-        groups,
-        pool_kind,
-        pool_window,
-        feedback,
-        step_size,
-        negative_slope,
-        input_precision,
-    )
+    convolution = convolution_arguments("conv_step", stride, padding, dilation, groups, pool)
+    tensors = (x, weight, bias, value, siblings, parent_error)
+    options = (feedback, step_size, negative_slope, input_precision)
+    error, residual, argmax, target = torch.ops.pccompile.conv_step(*tensors, activation, *convolution, *options)
     moves = parent_error is not None
     return ConvStep(
         error,
         residual if activation_named(activation).residual != "none" else None,
-        argmax if pool_kind == "max" else None,
+        argmax if pool is not None and pool.kind == "max" else None,
         target if feedback and not moves else None,
         target if feedback and moves else None,
     )
@@ -125,12 +115,7 @@ def _check(
     siblings: Tensor | None,
     parent_error: Tensor | None,
     activation: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pool: str,
-    pool_window: Sequence[int],
+    convolution: ConvolutionArguments,
     feedback: bool,
     negative_slope: float,
     input_precision: str,
@@ -140,7 +125,7 @@ def _check(
     check_alike(name, x=x, weight=weight, bias=bias, value=value, siblings=siblings, parent_error=parent_error)
     check_input_precision(input_precision)
     activation_named(activation, negative_slope)
-    geometry = geometry_of(name, x, weight, stride, padding, dilation, groups, pool, pool_window)
+    geometry = geometry_of(name, x, weight, *convolution)
     shape = (x.shape[0], weight.shape[0], *geometry.pooled(x.shape[2], x.shape[3]))
     check_shape(name, "bias", bias, (weight.shape[0],), "(out,)", _WEIGHT)
     check_shape(name, "value", value, shape, "(batch, out, height, width)", _WEIGHT)
@@ -190,26 +175,14 @@ def _conv_step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     convolution = (stride, padding, dilation, groups, pool, pool_window)
     tensors = (x, weight, bias, value, siblings, parent_error)
-    geometry = _check(*tensors, activation, *convolution, feedback, negative_slope, input_precision)
+    geometry = _check(*tensors, activation, convolution, feedback, negative_slope, input_precision)
     outputs = _empty_outputs(x, value, geometry, activation, feedback)
     if has_data(x):
-        launch_conv_step(
-            x,
-            weight,
-            bias,
-            value,
-            outputs[0],
-            outputs[1] if activation_named(activation).residual != "none" else None,
-            outputs[2] if pool == "max" else None,
-            outputs[3] if feedback else None,
-            geometry,
-            activation,
-            siblings=siblings,
-            parent_error=parent_error,
-            step_size=step_size,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+        keep = activation_named(activation).residual != "none"
+        asked = (True, keep, pool == "max", feedback)
+        results = [output if wanted else None for output, wanted in zip(outputs, asked, strict=True)]
+        pull = (siblings, parent_error, step_size)
+        launch_conv_step(x, weight, bias, value, *results, geometry, activation, *pull, negative_slope, input_precision)
     return outputs
 
 

@@ -314,7 +314,7 @@ def launch_cross_entropy_error(
         logits: (outer, classes, inner), not empty.
         targets: (outer, inner), of integers.
         class_weight: (classes,), or None.
-        log_sum_exp: (outer * inner,), float32, from the prediction.
+        log_sum_exp: (outer * inner,), float32, contiguous, from the prediction.
         total_weight: (), float32, from the prediction: what the error is divided by; None for sums and single losses.
         upstream: (outer, inner), factor of each row's error (a scalar is expanded); None for one.
         error: (outer, classes, inner), overwritten; it may be the logits.
@@ -326,7 +326,7 @@ def launch_cross_entropy_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(logits.device)
+    architecture_of(logits.device)  # refuses where no kernel runs; nothing here depends on which it is
     (_, classes, inner), rows = logits.shape, targets.numel()
     chosen = configuration or configuration_for(rows, classes, inner)
     programs = triton.cdiv(rows, chosen.block_rows) * triton.cdiv(classes, chosen.block_classes)

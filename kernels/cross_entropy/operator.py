@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError, UsageError
-from pccompile.kernels.arguments import check_alike, check_device, check_fits, refusal
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, check_statistics, refusal
 from pccompile.kernels.cross_entropy.kernel import launch_cross_entropy_error, launch_cross_entropy_predict
 from pccompile.kernels.operators import custom_operator, has_data
 
@@ -211,7 +211,7 @@ def error_of_loss(
             _three_dimensional(logits),
             rows,
             class_weight,
-            log_sum_exp,
+            log_sum_exp.contiguous(),
             total_weight,
             _two_dimensional(upstream) if upstream is not None and each else _expanded(upstream, rows),
             _three_dimensional(error),
@@ -234,7 +234,7 @@ def _error(
     label_smoothing: float,
     gain: float,
 ) -> Tensor:
-    _check_error(logits, targets, class_weight, log_sum_exp, upstream, label_smoothing)
+    _check_error(logits, targets, class_weight, log_sum_exp, total_weight, upstream, label_smoothing)
     if not has_data(logits):
         return _empty_error(logits)
     return error_of_loss(
@@ -251,12 +251,16 @@ def _check_error(
     targets: Tensor,
     class_weight: Tensor | None,
     log_sum_exp: Tensor,
+    total_weight: Tensor | None,
     upstream: Tensor | None,
     label_smoothing: float,
 ) -> None:
     _check(logits, targets, class_weight, "mean", label_smoothing)
     name, against = "cross_entropy_error", "targets"
+    check_statistics(name, "logits", logits, log_sum_exp=log_sum_exp, total_weight=total_weight)
+    check_device(name, "upstream", upstream, "logits", logits)
     check_fits(name, "log_sum_exp", log_sum_exp, (targets.numel(),), "(rows,)", against=against)
+    check_fits(name, "total_weight", total_weight, (), "()", against="cross_entropy_predict's")
     if upstream is not None and upstream.dim() > 0:
         check_fits(name, "upstream", upstream, tuple(targets.shape), "targets' shape, or none", against=against)
 

@@ -90,7 +90,7 @@ def launch_embedding_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(error.device)
+    architecture_of(error.device)  # refuses where no kernel runs; nothing here depends on which it is
     uses, columns = error.shape
     if error.numel() == 0:
         return

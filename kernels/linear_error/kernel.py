@@ -14,6 +14,7 @@ from pccompile.kernels.devices import architecture_of, interpreted, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_error.configurations import Configuration, configuration_for
 from pccompile.kernels.reductions import sum_of
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.tiles import grouped_tile, needs_wide_offsets, tile_indices, write_tile
 
 __all__ = ["launch_linear_error", "linear_error_kernel"]
@@ -308,7 +309,6 @@ def launch_linear_error(
     x: Tensor | None,
     weight: Tensor | None,
     activation: str,
-    *,
     parent_error: Tensor | None = None,
     weight_gradient: Tensor | None = None,
     bias_gradient: Tensor | None = None,
@@ -360,9 +360,9 @@ def launch_linear_error(
     # What is left out is never read or written: any tensor of the right rank stands in for it.
     given_residual = error if residual is None else residual
     given_x, given_weight = error if x is None else x, error if weight is None else weight
-    parent = error if parent_error is None else parent_error
-    weight_target = error if weight_gradient is None else weight_gradient
-    bias_target = error if bias_gradient is None else bias_gradient
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    results = SweepResults(parent_error, weight_gradient, bias_gradient, *flags)
+    parent, weight_target, bias_target = results.pointers(error)
     count_launch("linear_error")
     with torch.cuda.device_of(error):
         linear_error_kernel[(programs,)](
@@ -386,12 +386,7 @@ def launch_linear_error(
             float(gain),
             float(negative_slope),
             ACTIVATION=activation,
-            PARENT_ERROR=parent_error is not None,
-            WEIGHT_GRADIENT=weight_gradient is not None,
-            BIAS_GRADIENT=bias_gradient is not None,
-            ACCUMULATE_PARENT=accumulate_parent,
-            ACCUMULATE_WEIGHT=accumulate_weight,
-            ACCUMULATE_BIAS=accumulate_bias,
+            **results.constants,
             INPUT_PRECISION=input_precision,
             WIDE=needs_wide_offsets(error, residual, x, weight, parent_error, weight_gradient, bias_gradient),
             UPCAST=interpreted() and error.dtype is not torch.float32,

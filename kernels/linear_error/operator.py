@@ -20,6 +20,7 @@ from pccompile.kernels.arguments import (
 )
 from pccompile.kernels.linear_error.kernel import launch_linear_error
 from pccompile.kernels.operators import custom_operator, has_data
+from pccompile.kernels.results import SweepResults, only_asked
 
 __all__ = ["ErrorSweep", "linear_error", "linear_error_into"]
 
@@ -76,24 +77,11 @@ def linear_error(
         UsageError: no kernel takes this dtype, device, activation or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another, or the residual is missing.
     """
-    parent, d_weight, d_bias = torch.ops.pccompile.linear_error(
-        _rows("error", error),
-        None if residual is None else _rows("residual", residual),
-        _rows("x", x),
-        weight,
-        activation,
-        parent_error,
-        weight_gradient,
-        bias_gradient,
-        gain,
-        negative_slope,
-        input_precision,
-    )
-    return ErrorSweep(
-        parent.reshape(x.shape) if parent_error else None,
-        d_weight if weight_gradient else None,
-        d_bias if bias_gradient else None,
-    )
+    tensors = _rows("error", error), None if residual is None else _rows("residual", residual), _rows("x", x), weight
+    asked, options = (parent_error, weight_gradient, bias_gradient), (gain, negative_slope, input_precision)
+    outputs = torch.ops.pccompile.linear_error(*tensors, activation, *asked, *options)
+    parent, d_weight, d_bias = only_asked(outputs, asked)
+    return ErrorSweep(None if parent is None else parent.reshape(x.shape), d_weight, d_bias)
 
 
 def linear_error_into(
@@ -135,22 +123,9 @@ def linear_error_into(
         UsageError: no kernel takes this dtype, device, activation or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another, or the residual is missing.
     """
-    torch.ops.pccompile.linear_error_into(
-        error,
-        residual,
-        x,
-        weight,
-        parent_error,
-        weight_gradient,
-        bias_gradient,
-        activation,
-        accumulate_parent,
-        accumulate_weight,
-        accumulate_bias,
-        gain,
-        negative_slope,
-        input_precision,
-    )
+    tensors = (error, residual, x, weight, parent_error, weight_gradient, bias_gradient)
+    flags, options = (accumulate_parent, accumulate_weight, accumulate_bias), (gain, negative_slope, input_precision)
+    torch.ops.pccompile.linear_error_into(*tensors, activation, *flags, *options)
 
 
 def _rows(name: str, tensor: Tensor) -> Tensor:
@@ -217,21 +192,11 @@ def _linear_error(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(error, residual, x, weight, activation, negative_slope, input_precision)
-    outputs = _empty_outputs(x, weight, parent_error, weight_gradient, bias_gradient)
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = _empty_outputs(x, weight, *asked)
     if has_data(error):
-        launch_linear_error(
-            error,
-            residual,
-            x,
-            weight,
-            activation,
-            parent_error=outputs[0] if parent_error else None,
-            weight_gradient=outputs[1] if weight_gradient else None,
-            bias_gradient=outputs[2] if bias_gradient else None,
-            gain=gain,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+        results = SweepResults(*only_asked(outputs, asked))
+        launch_linear_error(error, residual, x, weight, activation, *results, gain, negative_slope, input_precision)
     return outputs
 
 
@@ -258,19 +223,5 @@ def _linear_error_into(
     targets = (parent_error, weight_gradient, bias_gradient)
     _check(error, residual, x, weight, activation, negative_slope, input_precision, *targets)
     if has_data(error):
-        launch_linear_error(
-            error,
-            residual,
-            x,
-            weight,
-            activation,
-            parent_error=parent_error,
-            weight_gradient=weight_gradient,
-            bias_gradient=bias_gradient,
-            accumulate_parent=accumulate_parent,
-            accumulate_weight=accumulate_weight,
-            accumulate_bias=accumulate_bias,
-            gain=gain,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+        results = SweepResults(*targets, accumulate_parent, accumulate_weight, accumulate_bias)
+        launch_linear_error(error, residual, x, weight, activation, *results, gain, negative_slope, input_precision)

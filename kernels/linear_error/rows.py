@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pccompile.kernels.linear_error.kernel import launch_linear_error
+from pccompile.kernels.results import SweepResults
 
 __all__ = ["sweep_rows"]
 
@@ -46,20 +47,7 @@ def sweep_rows(
         given = place(weight_gradient, *((x.shape[1], out) if transposed else (out, x.shape[1])))
         d_weight = given.t() if given is not None and transposed else given
     d_bias = place(bias_gradient, out)
-    launch_linear_error(
-        error,
-        residual,
-        x,
-        weight,
-        activation,
-        parent_error=parent_error,
-        weight_gradient=d_weight,
-        bias_gradient=d_bias,
-        accumulate_parent=not isinstance(parent, bool),
-        accumulate_weight=not isinstance(weight_gradient, bool),
-        accumulate_bias=not isinstance(bias_gradient, bool),
-        gain=gain,
-        negative_slope=negative_slope,
-        input_precision=input_precision,
-    )
+    adds = (not isinstance(asked, bool) for asked in (parent, weight_gradient, bias_gradient))
+    results = SweepResults(parent_error, d_weight, d_bias, *adds)
+    launch_linear_error(error, residual, x, weight, activation, *results, gain, negative_slope, input_precision)
     return parent_error, given, d_bias

@@ -13,6 +13,7 @@ from pccompile.errors import ShapeError
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.arguments import check_alike, check_input_precision, check_shape, refusal
 from pccompile.kernels.linear_step.kernel import launch_linear_step
+from pccompile.kernels.linear_step.rows import step_rows
 from pccompile.kernels.operators import custom_operator, has_data
 
 __all__ = ["LayerStep", "linear_step", "linear_step_into"]
@@ -131,10 +132,6 @@ def _check(
     check_shape(name, "drive", drive, (batch, in_features), "(batch, in)")
 
 
-def _empty_outputs(value: Tensor, x: Tensor, prediction: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return value.new_empty(value.shape), x.new_empty(x.shape), value.new_empty(value.shape if prediction else (0, 0))
-
-
 @custom_operator("pccompile::linear_step")
 def _linear_step(
     value: Tensor,
@@ -147,20 +144,11 @@ def _linear_step(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(value, x, weight, bias, activation, negative_slope, input_precision)
-    error, drive, kept = _empty_outputs(value, x, prediction)
-    if has_data(value):
-        launch_linear_step(
-            value,
-            x,
-            weight,
-            bias,
-            error,
-            drive,
-            kept if prediction else None,
-            activation,
-            negative_slope=negative_slope,
-            input_precision=input_precision,
-        )
+    kept = value.new_empty(value.shape if prediction else (0, 0))
+    if not has_data(value):
+        return value.new_empty(value.shape), x.new_empty(x.shape), kept
+    given = kept if prediction else None
+    error, drive = step_rows(value, x, weight, bias, activation, negative_slope, input_precision, given)
     return error, drive, kept
 
 
@@ -182,13 +170,9 @@ def _linear_step_into(
 ) -> None:
     _check(value, x, weight, bias, activation, negative_slope, input_precision, error, drive)
     if has_data(value):
+        tensors = (value, x, weight, bias, error, drive)
         launch_linear_step(
-            value,
-            x,
-            weight,
-            bias,
-            error,
-            drive,
+            *tensors,
             None,
             activation,
             accumulate=accumulate,

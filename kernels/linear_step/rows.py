@@ -17,6 +17,7 @@ def step_rows(
     activation: str,
     negative_slope: float,
     input_precision: str,
+    prediction: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A layer's error (batch, out), and what it gives its parent, (batch, in).
 
@@ -26,6 +27,7 @@ def step_rows(
         weight: (out, in).
         bias: (out,), or None.
         activation, negative_slope, input_precision: as for `linear_step`.
+        prediction: (batch, out), overwritten, where it is to be kept.
     """
     error, drive = value.new_empty(value.shape), x.new_empty(x.shape)
     launch_linear_step(
@@ -35,7 +37,7 @@ def step_rows(
         bias,
         error,
         drive,
-        None,
+        prediction,
         activation,
         negative_slope=negative_slope,
         input_precision=input_precision,

@@ -13,6 +13,7 @@ from pccompile.kernels.arrivals import arrival_counters, arrives_last, fold_rows
 from pccompile.kernels.devices import architecture_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.row_norm.configurations import GROUP, Configuration, configuration_for, programs_for
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices, write_tile
 
@@ -314,7 +315,6 @@ def launch_row_norm_error(
     weight: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor,
-    *,
     parent_error: Tensor | None = None,
     weight_gradient: Tensor | None = None,
     bias_gradient: Tensor | None = None,
@@ -331,8 +331,8 @@ def launch_row_norm_error(
         error: (rows, columns).
         x: (rows, columns).
         weight: (columns,), or None.
-        mean: (rows,), or None where it was not subtracted.
-        rstd: (rows,).
+        mean: (rows,), float32, contiguous; or None where it was not subtracted.
+        rstd: (rows,), likewise.
         parent_error: (rows, columns), or None to leave it out; it may be the error.
         weight_gradient: (columns,), or None to leave it out.
         bias_gradient: (columns,), or None to leave it out.
@@ -360,6 +360,9 @@ def launch_row_norm_error(
     groups = triton.cdiv(programs, GROUP)
     wanted = sum(gradient is not None for gradient, _ in gradients)
     partial = rstd.new_empty(max(wanted, 1), programs + groups if wanted else 0, columns)
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    results = SweepResults(parent_error, weight_gradient, bias_gradient, *flags)
+    parent, weight_target, bias_target = results.pointers(error)
     count_launch("row_norm_error")
     with torch.cuda.device_of(error):
         row_norm_error_kernel[(programs,)](
@@ -368,9 +371,9 @@ def launch_row_norm_error(
             error if weight is None else weight,
             rstd if mean is None else mean,
             rstd,
-            error if parent_error is None else parent_error,
-            error if weight_gradient is None else weight_gradient,
-            error if bias_gradient is None else bias_gradient,
+            parent,
+            weight_target,
+            bias_target,
             partial[0],
             partial[-1],
             arrival_counters(error.device, 1 + groups),
@@ -380,18 +383,13 @@ def launch_row_norm_error(
             *error.stride(),
             *x.stride(),
             0 if weight is None else weight.stride(0),
-            *(error if parent_error is None else parent_error).stride(),
-            0 if weight_gradient is None else weight_gradient.stride(0),
-            0 if bias_gradient is None else bias_gradient.stride(0),
+            *parent.stride(),
+            weight_target.stride(0),
+            bias_target.stride(0),
             float(gain),
             CENTRED=mean is not None,
             WEIGHT=weight is not None,
-            PARENT_ERROR=parent_error is not None,
-            WEIGHT_GRADIENT=weight_gradient is not None,
-            BIAS_GRADIENT=bias_gradient is not None,
-            ACCUMULATE_PARENT=accumulate_parent,
-            ACCUMULATE_WEIGHT=accumulate_weight,
-            ACCUMULATE_BIAS=accumulate_bias,
+            **results.constants,
             WIDE=needs_wide_offsets(error, x, weight, parent_error, weight_gradient, bias_gradient),
             WHOLE=chosen.whole,
             BLOCK_ROWS=chosen.block_rows,

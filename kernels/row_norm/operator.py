@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, refusal, rows_of
+from pccompile.kernels.arguments import check_alike, check_fits, check_statistics, refusal, rows_of
 from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.results import Target, result_for
+from pccompile.kernels.results import SweepResults, Target, only_asked, results_for
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
 
@@ -130,12 +130,9 @@ def row_norm_error(
         UsageError: no kernel takes this dtype or device.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    parent, d_weight, d_bias = torch.ops.pccompile.row_norm_error(
-        error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient, gain
-    )
-    return NormErrorSweep(
-        parent if parent_error else None, d_weight if weight_gradient else None, d_bias if bias_gradient else None
-    )
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = torch.ops.pccompile.row_norm_error(error, x, weight, mean, rstd, *asked, gain)
+    return NormErrorSweep(*only_asked(outputs, asked))
 
 
 def row_norm_error_into(
@@ -173,20 +170,9 @@ def row_norm_error_into(
         UsageError: no kernel takes this dtype or device.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    torch.ops.pccompile.row_norm_error_into(
-        error,
-        x,
-        weight,
-        mean,
-        rstd,
-        parent_error,
-        weight_gradient,
-        bias_gradient,
-        accumulate_parent,
-        accumulate_weight,
-        accumulate_bias,
-        gain,
-    )
+    targets = (parent_error, weight_gradient, bias_gradient)
+    flags = (accumulate_parent, accumulate_weight, accumulate_bias)
+    torch.ops.pccompile.row_norm_error_into(error, x, weight, mean, rstd, *targets, *flags, gain)
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -211,7 +197,7 @@ def _check_error(
     name = "row_norm_error"
     targets = {"parent_error": parent_error, "weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
     check_alike(name, error=error, x=x, weight=weight, **targets)
-    check_alike(name, rstd=rstd, mean=mean)
+    check_statistics(name, "error", error, mean=mean, rstd=rstd)
     if x.dim() == 0:
         raise ShapeError(f"{name}: x is a scalar", cure="give it a dimension of columns")
     columns, rows = x.shape[-1], x.shape[:-1].numel()
@@ -270,26 +256,26 @@ def sweep_norm(
         error, x, weight, mean, rstd, gain: as for it.
         parent, weight_gradient, bias_gradient: a contiguous tensor to add to, or the strides of one to make, or None.
     """
-    columns = x.shape[-1:]
-    parent_error, d_weight, d_bias = (
-        result_for(asked, error, shape)
-        for asked, shape in ((parent, x.shape), (weight_gradient, columns), (bias_gradient, columns))
-    )
-    launch_row_norm_error(
-        rows_of(error),
-        rows_of(x),
-        weight,
-        mean,
-        rstd,
-        parent_error=None if parent_error is None else rows_of(parent_error),
-        weight_gradient=d_weight,
-        bias_gradient=d_bias,
-        accumulate_parent=isinstance(parent, Tensor),
-        accumulate_weight=isinstance(weight_gradient, Tensor),
-        accumulate_bias=isinstance(bias_gradient, Tensor),
-        gain=gain,
-    )
-    return parent_error, d_weight, d_bias
+    shapes = (x.shape, x.shape[-1:], x.shape[-1:])
+    results = results_for(parent, weight_gradient, bias_gradient, error, shapes)
+    _launch(error, x, weight, mean, rstd, results, gain)
+    return results.parent_error, results.weight_gradient, results.bias_gradient
+
+
+def _launch(
+    error: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor,
+    results: SweepResults,
+    gain: float,
+) -> None:
+    """The error sweep of tensors (..., columns), of statistics of any strides."""
+    parent, *rest = results
+    rows = None if parent is None else rows_of(parent)
+    statistics = None if mean is None else mean.contiguous(), rstd.contiguous()
+    launch_row_norm_error(rows_of(error), rows_of(x), weight, *statistics, rows, *rest, gain)
 
 
 @custom_operator("pccompile::row_norm_predict")
@@ -342,19 +328,10 @@ def _error(
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_error(error, x, weight, mean, rstd)
-    outputs = _empty_sweep(x, parent_error, weight_gradient, bias_gradient)
+    asked = (parent_error, weight_gradient, bias_gradient)
+    outputs = _empty_sweep(x, *asked)
     if has_data(error):
-        launch_row_norm_error(
-            rows_of(error),
-            rows_of(x),
-            weight,
-            mean,
-            rstd,
-            parent_error=rows_of(outputs[0]) if parent_error else None,
-            weight_gradient=outputs[1] if weight_gradient else None,
-            bias_gradient=outputs[2] if bias_gradient else None,
-            gain=gain,
-        )
+        _launch(error, x, weight, mean, rstd, SweepResults(*only_asked(outputs, asked)), gain)
     return outputs
 
 
@@ -376,22 +353,11 @@ def _error_into(
     accumulate_bias: bool,
     gain: float,
 ) -> None:
-    _check_error_into(error, x, weight, mean, rstd, parent_error, weight_gradient, bias_gradient)
+    targets = (parent_error, weight_gradient, bias_gradient)
+    _check_error_into(error, x, weight, mean, rstd, *targets)
     if has_data(error):
-        launch_row_norm_error(
-            error,
-            x,
-            weight,
-            mean,
-            rstd,
-            parent_error=parent_error,
-            weight_gradient=weight_gradient,
-            bias_gradient=bias_gradient,
-            accumulate_parent=accumulate_parent,
-            accumulate_weight=accumulate_weight,
-            accumulate_bias=accumulate_bias,
-            gain=gain,
-        )
+        results = SweepResults(*targets, accumulate_parent, accumulate_weight, accumulate_bias)
+        _launch(error, x, weight, mean, rstd, results, gain)
 
 
 def _check_error_into(error: Tensor, x: Tensor, *rest: Any) -> None:

@@ -175,7 +175,7 @@ def launch_row_norm_predict(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(x.device)
+    architecture_of(x.device)  # refuses where no kernel runs; nothing here depends on which it is
     rows, columns = x.shape
     if x.numel() == 0:  # rows without columns have no statistics
         for statistic in (mean, rstd):

@@ -132,6 +132,7 @@ class FlatState(State):
         self.shown = {**self.tensors, **dict(zip(keys, copies([self.tensors[key] for key in keys]), strict=True))}
 
     def get(self, quantity: Quantity, default: Any = None) -> Any:
+        """A quantity, or the default: unlike a dict's own, of what is only in the tensors yet as well."""
         return self[quantity] if quantity in self.places else super().get(quantity, default)
 
 
@@ -224,10 +225,12 @@ class Sweep:
 
 
 def keys_of(quantities: Iterable[tuple[Any, ...] | None]) -> set[str]:
+    """The keys of the tensors among the parts of quantities."""
     return {key for parts in quantities for key in parts or () if isinstance(key, Key)}
 
 
 def mask_of(errors: Mapping[str, Value]) -> Hashable:
+    """Which of the output vertices' components have an error: what `Plan.sweeps` goes by."""
     return tuple((name, tuple(part is None for part in parts)) for name, parts in errors.items())
 
 

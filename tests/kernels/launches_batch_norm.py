@@ -11,6 +11,7 @@ from recorded import Case, Launch
 from pccompile.kernels.batch_norm.error import ErrorBranch, launch_batch_norm_error
 from pccompile.kernels.batch_norm.predict import Branch, launch_batch_norm_predict
 from pccompile.kernels.devices import ARCHITECTURES
+from pccompile.kernels.results import SweepResults
 
 
 def _launch(case: Case, outer: int, channels: int, inner: int, last: bool = False) -> None:
@@ -18,21 +19,8 @@ def _launch(case: Case, outer: int, channels: int, inner: int, last: bool = Fals
     x = _images(case, outer, channels, inner, last)
     weight, running = case.empty(channels), case.empty(channels, dtype=torch.float32)
     launch_batch_norm_predict(_branch(case, x), x)
-    launch_batch_norm_error(
-        x,
-        ErrorBranch(
-            x,
-            weight,
-            running,
-            running,
-            parent_error=x,
-            weight_gradient=weight,
-            bias_gradient=weight,
-            accumulate_parent=True,
-            accumulate_weight=True,
-            accumulate_bias=True,
-        ),
-    )
+    results = SweepResults(x, weight, weight, accumulate_parent=True, accumulate_weight=True, accumulate_bias=True)
+    launch_batch_norm_error(x, ErrorBranch(x, weight, running, running, *results))
 
 
 def _block(case: Case, outer: int, channels: int, inner: int, last: bool = False, twice: bool = False) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from recorded import Case, Launch
 
+from pccompile.kernels.results import SweepResults
 from pccompile.kernels.row_norm.error import launch_row_norm_error
 from pccompile.kernels.row_norm.predict import launch_row_norm_predict
 
@@ -15,19 +16,7 @@ def _launch(case: Case, rows: int, columns: int, centred: bool) -> None:
     x, weight, rstd = case.empty(rows, columns), case.empty(columns), case.empty(rows, dtype=torch.float32)
     mean, bias = (rstd, weight) if centred else (None, None)
     launch_row_norm_predict(x, weight, bias, x, mean, rstd, 1e-5)
-    launch_row_norm_error(
-        x,
-        x,
-        weight,
-        mean,
-        rstd,
-        parent_error=x,
-        weight_gradient=weight,
-        bias_gradient=bias,
-        accumulate_parent=centred,
-        accumulate_weight=True,
-        accumulate_bias=True,
-    )
+    launch_row_norm_error(x, x, weight, mean, rstd, *SweepResults(x, weight, bias, centred, True, True))
 
 
 LAUNCHES = {

@@ -8,6 +8,7 @@ Where a kernel keeps less for the error sweep than the operators do, graphs chan
 groups of matches, those that write and those that read.
 
     match.py          Pattern and Match, and what patterns ask of nodes
+    calls.py          writing a kernel's call into a graph
     pieces.py         Group, and what patterns ask of all graphs of a program
     contributions.py  results of an error sweep: their gains, and the sums that they go into
     activations.py    which ATen operators are the kernels' activations and their derivatives

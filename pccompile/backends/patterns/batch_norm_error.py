@@ -7,8 +7,8 @@ launch. Results are those that somebody reads; the gradients perhaps with a gain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,17 +16,9 @@ from torch import fx
 
 from pccompile.backends.patterns.activations import IDENTITY, Activated, sloped
 from pccompile.backends.patterns.batch_norm_predict import inner_is_one
-from pccompile.backends.patterns.contributions import (
-    KINDS,
-    PLACES,
-    Contribution,
-    gain_of,
-    kinds_of,
-    of_outputs,
-    target,
-    with_sum,
-)
-from pccompile.backends.patterns.match import Match, Pattern, argument, as_vector, call, declined, item, only_user, view
+from pccompile.backends.patterns.calls import At, as_vector, call, if_any, item
+from pccompile.backends.patterns.contributions import KINDS, Contributions, of_outputs
+from pccompile.backends.patterns.match import Match, Pattern, argument, declined, distinct, only_user
 from pccompile.kernels.batch_norm.branches import sweep_branches
 
 __all__ = ["PATTERN"]
@@ -44,35 +36,17 @@ class _Way:
     weight: fx.Node | None
     mean: fx.Node
     rstd: fx.Node
-    contributions: Mapping[str, Contribution]
+    contributions: Contributions
 
     @property
     def added(self) -> _Way:
         """With the sums that read its results."""
-        found = {kind: with_sum(contribution) for kind, contribution in self.contributions.items()}
-        return _Way(self.node, self.x, self.weight, self.mean, self.rstd, found)
+        return replace(self, contributions=next(self.contributions.best_first()))
 
     @property
-    def gain(self) -> fx.Node | None:
-        """Of its gradients."""
-        return gain_of(self.contributions.values())
-
-    @property
-    def read(self) -> list[fx.Node]:
+    def read(self) -> tuple[fx.Node | None, ...]:
         """What it reads beside the error."""
-        onto = [contribution.onto for contribution in self.contributions.values()]
-        every = (self.x, self.weight, self.mean, self.rstd, self.gain, *onto)
-        return [node for node in every if node is not None]
-
-    @property
-    def replaced(self) -> list[fx.Node]:
-        """What goes."""
-        return [self.node, *(node for c in self.contributions.values() for node in c.nodes)]
-
-    @property
-    def results(self) -> list[fx.Node]:
-        """What others read."""
-        return [contribution.result for contribution in self.contributions.values()]
+        return self.x, self.weight, self.mean, self.rstd, *self.contributions.read
 
 
 @dataclass(frozen=True)
@@ -104,12 +78,14 @@ def _way(node: fx.Node) -> _Way | None:
     if not argument(node, "train") or mean is None or rstd is None:
         declined(node, "running statistics have no kernel")
         return None
-    contributions = of_outputs(node, PLACES)
+    contributions = of_outputs(node)
+    if contributions is None:
+        return None
     kinds = [x.meta["val"]]
-    if contributions and "parent" in contributions:
-        kinds.append(contributions["parent"].result.meta["val"])
+    if "parent" in contributions.parts:
+        kinds.append(contributions.parts["parent"].result.meta["val"])
     fits = mean.meta["val"].dtype is torch.float32 and kinds[0].numel() and all(map(inner_is_one, kinds))
-    return _Way(node, x, weight, mean, rstd, contributions) if contributions and fits else None
+    return _Way(node, x, weight, mean, rstd, contributions) if fits else None
 
 
 def _pairs(way: _Way, d: fx.Node) -> Iterator[tuple[_Way, _Way]]:
@@ -150,36 +126,30 @@ def _match(ways: tuple[_Way, ...], entry: _Entry) -> Match:
     nodes = {way.node for way in ways}
     keeps = bool(entry.nodes) and not all(user in nodes for user in entry.d.users)
     kept = [entry.d] if keeps else []
-    results = [*kept, *(result for way in ways for result in way.results)]
-    replaced = [*entry.nodes, *(node for way in ways for node in way.replaced)]
+    results = (*kept, *(result for way in ways for result in way.contributions.results))
+    replaced = distinct(*entry.nodes, *(node for way in ways for node in (way.node, *way.contributions.nodes)))
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         def branch(way: _Way) -> tuple[Any, ...]:
             statistics = (as_vector(graph, at(node)) for node in (way.mean, way.rstd))
-            weight = None if way.weight is None else at(way.weight)
-            targets = (target(graph, at, way.contributions.get(kind)) for kind in KINDS)
-            return (at(way.x), weight, *statistics, *targets, 1.0 if way.gain is None else at(way.gain))
+            targets, factor = way.contributions.targets(graph, at), way.contributions.factor(at)
+            return (at(way.x), if_any(at, way.weight), *statistics, *targets, factor)
 
-        residual = None if entry.residual is None else at(entry.residual)
-        function = entry.activation.name, entry.activation.negative_slope
-        strides = tuple(entry.d.meta["val"].stride()) if keeps else None
-        branches = tuple(branch(way) for way in ways)
-        given = (at(entry.error), entry.factor, residual, *function, strides, branches)
-        found = call(graph, sweep_branches, given, "batch_norm")
         before = entry.d.meta["val"] if keeps else None
-        found.meta["val"] = (before, *(kind for way in ways for kind in kinds_of(way.contributions)))
-        written = [item(graph, found, 0, entry.d.meta["val"])] if keeps else []
+        function = entry.activation.name, entry.activation.negative_slope
+        strides = None if before is None else tuple(before.stride())
+        branches = tuple(branch(way) for way in ways)
+        given = (at(entry.error), entry.factor, if_any(at, entry.residual), *function, strides, branches)
+        found = call(graph, sweep_branches, given, "batch_norm")
+        found.meta["val"] = (before, *(kind for way in ways for kind in way.contributions.kinds))
+        written = [item(graph, found, 0, node.meta["val"]) for node in kept]
         for index, way in enumerate(ways):
-            for kind, c in way.contributions.items():
-                place = 1 + len(KINDS) * index + KINDS.index(kind)
-                part = item(graph, found, place, c.nodes[0].meta["val"])
-                written.append(view(graph, part, c.result.meta["val"]))
+            written += way.contributions.written(graph, found, first=1 + len(KINDS) * index)
         return written
 
-    read = [entry.error, entry.residual, *(node for way in ways for node in way.read)]
-    inputs = tuple(dict.fromkeys(node for node in read if node is not None))
+    inputs = distinct(entry.error, entry.residual, *(node for way in ways for node in way.read))
     beside = tuple(node for way in ways for node in (way.mean, way.rstd))
-    return Match("batch_norm", tuple(dict.fromkeys(replaced)), tuple(results), inputs, write, statistics=beside)
+    return Match("batch_norm", replaced, results, inputs, write, statistics=beside)
 
 
 PATTERN = Pattern("batch_norm", "error", _HEARTS, _candidates)

@@ -8,7 +8,7 @@ sweep may be a kernel without the other.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,8 @@ import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import IDENTITY, Activated, activated
-from pccompile.backends.patterns.match import (
-    Match,
-    Pattern,
-    argument,
-    call,
-    declined,
-    item,
-    items_of,
-    only_user,
-    view,
-)
+from pccompile.backends.patterns.calls import At, call, if_any, item, view
+from pccompile.backends.patterns.match import Match, Pattern, argument, declined, distinct, items_of, only_user
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.batch_norm.branches import predict_branches
 from pccompile.kernels.batch_norm.configurations import can_pool
@@ -106,7 +97,7 @@ def _norm(node: fx.Node, beside: _Norm | None = None) -> _Norm | None:
     training = argument(node, "training")
     if not training:
         declined(node, "running statistics have no kernel")
-    if not items or not training or not inner_is_one(kind) or kind.shape[0] * kind[0, 0].numel() < 2:
+    if not items or not training or not inner_is_one(kind) or kind.shape[0] * kind.shape[2:].numel() < 2:
         return None
     if any(item.meta["val"].dtype is not torch.float32 for place, item in items.items() if place in (1, 2)):
         return None
@@ -161,7 +152,7 @@ def _pooled(block: _Block) -> Iterator[_Block]:
     kind = block.output.meta["val"]
     dimensions = set(range(2, kind.dim()))
     adjacent = block.norms[0].x.meta["val"].stride(1) == 1
-    if not dimensions or not can_pool(kind[0, 0].numel(), adjacent):
+    if not dimensions or not can_pool(kind.shape[2:].numel(), adjacent):
         return
     for user in block.output.users:
         if user.target is _aten.mean.dim and not user.kwargs:
@@ -190,22 +181,20 @@ def _match(block: _Block) -> Match:
         places[block.mean] = _POOLED
     for index, norm in enumerate(norms):
         places.update({node: _FIRST + _EACH * index + place for place, node in norm.kept.items()})
-    replaced = (*(norm.node for norm in norms), *block.nodes, *places)
+    replaced = distinct(*(norm.node for norm in norms), *block.nodes, *places)
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        branches = tuple((*(None if node is None else at(node) for node in norm.read), *norm.numbers) for norm in norms)
-        addend = None if block.addend is None else at(block.addend)
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
+        branches = tuple((*(if_any(at, node) for node in norm.read), *norm.numbers) for norm in norms)
         strides = tuple(output.meta["val"].stride())
         function = block.activation.name, block.activation.negative_slope
-        given = (branches, addend, *function, strides, block.mean is not None)
+        given = (branches, if_any(at, block.addend), *function, strides, block.mean is not None)
         found = call(graph, predict_branches, given, "batch_norm")
         found.meta["val"] = tuple(node.meta["val"] for node in places)
         return [_item(graph, found, node, place, output) for node, place in places.items()]
 
-    read = [node for norm in norms for node in norm.read] + [block.addend]
-    inputs = tuple(dict.fromkeys(node for node in read if node is not None))
-    statistics = tuple(node for norm in norms for node in norm.running if node is not None)
-    return Match("batch_norm", tuple(dict.fromkeys(replaced)), tuple(places), inputs, write, statistics=statistics)
+    inputs = distinct(*(node for norm in norms for node in norm.read), block.addend)
+    statistics = distinct(*(node for norm in norms for node in norm.running))
+    return Match("batch_norm", replaced, tuple(places), inputs, write, statistics=statistics)
 
 
 def _item(graph: fx.Graph, found: fx.Node, node: fx.Node, place: int, output: fx.Node) -> fx.Node:

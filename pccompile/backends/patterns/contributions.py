@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.match import VIEWS, is_own, is_rows_of, items_of, only_user, view
+from pccompile.backends.patterns.calls import At, item, view
+from pccompile.backends.patterns.match import VIEWS, is_own, is_rows_of, items_of, only_user
 
-__all__ = [
-    "KINDS",
-    "PLACES",
-    "Contribution",
-    "Kind",
-    "gain_of",
-    "kinds_of",
-    "of_outputs",
-    "target",
-    "with_gain",
-    "with_sum",
-    "without_gain",
-]
+__all__ = ["KINDS", "Contribution", "Contributions", "gain_of", "of_outputs", "with_gain", "with_sum", "without_gain"]
 
 _ADDS = (torch.ops.aten.add.Tensor, operator.add)
 
 Kind = Literal["parent", "weight", "bias"]
-KINDS: tuple[Kind, ...] = ("parent", "weight", "bias")
-PLACES: Mapping[int, Kind] = dict(enumerate(KINDS))  # of what ATen's backward operators return
+KINDS: tuple[Kind, ...] = ("parent", "weight", "bias")  # in the order in which kernels and ATen's operators return them
 
 
 @dataclass(frozen=True)
@@ -94,32 +82,83 @@ def with_sum(found: _C) -> _C:
     return replace(found, nodes=(*nodes, reader), onto=onto) if fits else found
 
 
-# Of operators that return them as a tuple -----------------------------------------------------------------------------
-
-
-def of_outputs(node: fx.Node, places: Mapping[int, Kind]) -> dict[str, Contribution] | None:
-    """The contributions among a tuple's items, by their places, with their gains; None if the gains differ."""
-    items = items_of(node)
-    if items is None or not set(items) <= set(places):
-        return None
-    found: dict[str, Contribution] = {
-        places[place]: with_gain(Contribution(places[place], (item,))) for place, item in items.items()
-    }
-    gains = {c.gain for kind, c in found.items() if kind != "parent"}
-    if len(gains) > 1:
-        found = {kind: Contribution(c.kind, c.nodes[:1]) for kind, c in found.items()}
-    return found
-
-
 def gain_of(contributions: Iterable[Contribution]) -> fx.Node | None:
     """The gain of some contributions, if they have one."""
     return next((c.gain for c in contributions if c.gain is not None), None)
 
 
-def target(
-    graph: fx.Graph, at: Callable[[fx.Node], fx.Node], found: Contribution | None
-) -> fx.Node | tuple[int, ...] | None:
-    """What a kernel is told of a result: the tensor to add to, or the strides of one to make; None: not asked for."""
+# Of operators that return them as a tuple -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What somebody reads of what a backward operator returns, by kind: at least one, with the same gain."""
+
+    parts: Mapping[Kind, Contribution]
+
+    @property
+    def gain(self) -> fx.Node | None:
+        """Of the gradients."""
+        return gain_of(self.parts.values())
+
+    @property
+    def read(self) -> tuple[fx.Node | None, ...]:
+        """The gain, and what the results are added to."""
+        return self.gain, *(c.onto for c in self.parts.values())
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """What computes them, behind the operator."""
+        return tuple(node for c in self.parts.values() for node in c.nodes)
+
+    @property
+    def results(self) -> tuple[fx.Node, ...]:
+        """What others read."""
+        return tuple(c.result for c in self.parts.values())
+
+    @property
+    def kinds(self) -> tuple[torch.Tensor | None, ...]:
+        """A stand-in for each of the three results as the kernel writes it."""
+        return tuple(self.parts[kind].nodes[0].meta["val"] if kind in self.parts else None for kind in KINDS)
+
+    def best_first(self) -> Iterator[Contributions]:
+        """With the sums that read the results, where there are any, and without."""
+        added = Contributions({kind: with_sum(c) for kind, c in self.parts.items()})
+        if added != self:
+            yield added
+        yield self
+
+    def targets(self, graph: fx.Graph, at: At) -> list[fx.Node | tuple[int, ...] | None]:
+        """What a kernel is told of each result: the tensor to add to, the strides of one to make, or None: leave it."""
+        return [_target(graph, at, self.parts.get(kind)) for kind in KINDS]
+
+    def factor(self, at: At) -> fx.Node | float:
+        """What a kernel is told of the gain."""
+        return 1.0 if self.gain is None else at(self.gain)
+
+    def written(self, graph: fx.Graph, call: fx.Node, first: int = 0) -> list[fx.Node]:
+        """The results as others read them, where a call returns the three from this place on."""
+        return [
+            view(graph, item(graph, call, first + KINDS.index(kind), c.nodes[0].meta["val"]), c.result.meta["val"])
+            for kind, c in self.parts.items()
+        ]
+
+
+def of_outputs(node: fx.Node) -> Contributions | None:
+    """What is read of the three results of a backward operator; None if that is nothing, or more than its items.
+
+    Gains go along where they are all the same.
+    """
+    items = items_of(node)
+    if not items:
+        return None
+    plain = {KINDS[place]: Contribution(KINDS[place], (found,)) for place, found in items.items()}
+    scaled = {kind: with_gain(c) for kind, c in plain.items()}
+    gains = {c.gain for kind, c in scaled.items() if kind != "parent"}
+    return Contributions(scaled if len(gains) < 2 else plain)
+
+
+def _target(graph: fx.Graph, at: At, found: Contribution | None) -> fx.Node | tuple[int, ...] | None:
     if found is None:
         return None
     kind = found.nodes[0].meta["val"]
@@ -127,8 +166,3 @@ def target(
         strides: tuple[int, ...] = tuple(kind.stride())
         return strides
     return view(graph, at(found.onto), kind)
-
-
-def kinds_of(contributions: Mapping[str, Contribution]) -> tuple[Any, ...]:
-    """A stand-in for each of the three results as the kernel writes it."""
-    return tuple(contributions[kind].nodes[0].meta["val"] if kind in contributions else None for kind in KINDS)

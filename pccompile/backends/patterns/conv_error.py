@@ -5,7 +5,7 @@ Results are those that somebody reads; the gradients perhaps with a gain, each p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,18 +13,10 @@ import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import Activated, sloped
-from pccompile.backends.patterns.contributions import (
-    KINDS,
-    PLACES,
-    Contribution,
-    gain_of,
-    kinds_of,
-    of_outputs,
-    target,
-    with_sum,
-)
+from pccompile.backends.patterns.calls import At, call, if_any
+from pccompile.backends.patterns.contributions import Contributions, of_outputs
 from pccompile.backends.patterns.convolutions import NO_POOL, Convolution, Pooling, convolution
-from pccompile.backends.patterns.match import Match, Pattern, call, item, only_user, view
+from pccompile.backends.patterns.match import Match, Pattern, distinct, only_user
 from pccompile.kernels.conv_error.images import sweep_images
 from pccompile.kernels.devices import convolution_precision
 
@@ -53,13 +45,9 @@ class Entry:
 
 def sweeps(heart: fx.Node, entry: Entry) -> Iterator[Match]:
     """The matches of a convolution's backward operator with what comes before it, best first."""
-    found, contributions = convolution(heart), of_outputs(heart, PLACES)
-    if found is None or not contributions:
-        return
-    added = {kind: with_sum(contribution) for kind, contribution in contributions.items()}
-    if added != contributions:
-        yield _match(heart, found, added, entry)
-    yield _match(heart, found, contributions, entry)
+    found, contributions = convolution(heart), of_outputs(heart)
+    if found is not None and contributions is not None:
+        yield from (_match(heart, found, each, entry) for each in contributions.best_first())
 
 
 def _candidates(heart: fx.Node) -> Iterator[Match]:
@@ -75,20 +63,15 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
     yield from sweeps(heart, plain)
 
 
-def _match(heart: fx.Node, found: Convolution, contributions: Mapping[str, Contribution], entry: Entry) -> Match:
-    gain = gain_of(contributions.values())
-    onto = [c.onto for c in contributions.values()]
-    read = (entry.error, entry.residual, entry.argmax, found.x, found.weight, gain, *onto)
-    replaced = [*entry.nodes, heart, *(node for c in contributions.values() for node in c.nodes)]
+def _match(heart: fx.Node, found: Convolution, contributions: Contributions, entry: Entry) -> Match:
+    read = (entry.error, entry.residual, entry.argmax, found.x, found.weight, *contributions.read)
+    replaced = distinct(*entry.nodes, heart, *contributions.nodes)
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        def if_any(node: fx.Node | None) -> fx.Node | None:
-            return None if node is None else at(node)
-
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         args = (
             at(entry.error),
-            if_any(entry.residual),
-            if_any(entry.argmax),
+            if_any(at, entry.residual),
+            if_any(at, entry.argmax),
             at(found.x),
             at(found.weight),
             entry.activation.name,
@@ -96,20 +79,15 @@ def _match(heart: fx.Node, found: Convolution, contributions: Mapping[str, Contr
             found.form,
             entry.pool.kind,
             entry.pool.window,
-            *(target(graph, at, contributions.get(kind)) for kind in KINDS),
-            1.0 if gain is None else at(gain),
+            *contributions.targets(graph, at),
+            contributions.factor(at),
             convolution_precision(),
         )
         node = call(graph, sweep_images, args, "conv_error")
-        node.meta["val"] = kinds_of(contributions)
-        return [
-            view(graph, item(graph, node, KINDS.index(kind), c.nodes[0].meta["val"]), c.result.meta["val"])
-            for kind, c in contributions.items()
-        ]
+        node.meta["val"] = contributions.kinds
+        return contributions.written(graph, node)
 
-    results = tuple(c.result for c in contributions.values())
-    inputs = tuple(dict.fromkeys(node for node in read if node is not None))
-    return Match("conv_error", tuple(dict.fromkeys(replaced)), results, inputs, write, kinds=entry.kinds)
+    return Match("conv_error", replaced, contributions.results, distinct(*read), write, kinds=entry.kinds)
 
 
 PATTERN = Pattern("conv_error", "error", frozenset([torch.ops.aten.convolution_backward.default]), _candidates)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import Activated, activated
+from pccompile.backends.patterns.calls import At, call, if_any, item
 from pccompile.backends.patterns.convolutions import NO_POOL, Convolution, Pooling, convolution
-from pccompile.backends.patterns.match import Match, Pattern, call, item
+from pccompile.backends.patterns.match import Match, Pattern, distinct
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.conv_predict.images import predict_images
 from pccompile.kernels.devices import convolution_precision
@@ -33,20 +34,20 @@ def prediction(
     Args:
         kinds: of results that are then of another kind than they were.
     """
-    inputs = (found.x, found.weight, *(() if found.bias is None else (found.bias,)))
     output = next(node for node, place in results.items() if place == OUTPUT)
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        bias = None if found.bias is None else at(found.bias)
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         strides = tuple(output.meta["val"].stride())
         function = activation.name, activation.negative_slope
         form = (*function, found.form, pool.kind, pool.window, convolution_precision(), strides)
-        node = call(graph, predict_images, (at(found.x), at(found.weight), bias, *form), "conv_predict")
+        tensors = (at(found.x), at(found.weight), if_any(at, found.bias))
+        node = call(graph, predict_images, (*tensors, *form), "conv_predict")
         node.meta["val"] = tuple(map(match.kind, results))
         items = {place: item(graph, node, place, match.kind(result)) for result, place in results.items()}
         return [items[place] for place in results.values()]
 
-    match = Match("conv_predict", tuple(dict.fromkeys(replaced)), tuple(results), inputs, write, kinds=kinds or {})
+    inputs = distinct(found.x, found.weight, found.bias)
+    match = Match("conv_predict", distinct(*replaced), tuple(results), inputs, write, kinds=kinds or {})
     return match
 
 

@@ -12,7 +12,7 @@ It goes before what a pooling keeps is changed (`conv_pool`), so it is a group, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import Activated, activated, sloped
+from pccompile.backends.patterns.calls import At, call, if_any, item, view
 from pccompile.backends.patterns.convolutions import (
     NO_POOL,
     Convolution,
@@ -28,7 +29,7 @@ from pccompile.backends.patterns.convolutions import (
     pooling,
     pooling_backward,
 )
-from pccompile.backends.patterns.match import VIEWS, Match, argument, call, declined, item, items_of, view
+from pccompile.backends.patterns.match import VIEWS, Match, argument, declined, distinct, items_of
 from pccompile.backends.patterns.pieces import Group, GroupPattern, Pieces
 from pccompile.backends.patterns.steps import Pull, compared, pulls
 from pccompile.kernels.conv_step.images import step_images
@@ -176,19 +177,16 @@ def _match(layer: _Layer, pull: Pull) -> Match:
     passed = (forward.end, *forward.nodes, back.start, *back.nodes, layer.heart, *pull.nodes)
     read = (layer.value, found.x, found.weight, found.bias, *pull.inputs)
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        def if_any(node: fx.Node | None) -> fx.Node | None:
-            return None if node is None else at(node)
-
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         kinds = back.images.meta["val"], pull.result.meta["val"]
         named = forward.activation or Activated("identity")
         args = (
             at(found.x),
             at(found.weight),
-            if_any(found.bias),
+            if_any(at, found.bias),
             view(graph, at(layer.value), kinds[0]),
-            if_any(pull.siblings),
-            if_any(pull.parent_error),
+            if_any(at, pull.siblings),
+            if_any(at, pull.parent_error),
             1.0 if pull.step_size is None else at(pull.step_size),
             named.name,
             named.negative_slope,
@@ -203,8 +201,7 @@ def _match(layer: _Layer, pull: Pull) -> Match:
         error, given = (item(graph, node, place, kind) for place, kind in enumerate(kinds))
         return [view(graph, error, back.start.meta["val"]), given]
 
-    inputs = tuple(dict.fromkeys(node for node in read if node is not None))
-    return Match(_KERNEL, tuple(dict.fromkeys(passed)), (back.start, pull.result), inputs, write)
+    return Match(_KERNEL, distinct(*passed), (back.start, pull.result), distinct(*read), write)
 
 
 PATTERN = GroupPattern(frozenset([_aten.convolution_backward.default]), _find)

@@ -6,14 +6,15 @@ hand it on under log_softmax's key. The error reads the logits again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.match import Match, argument, call, declined, item, items_of, only_user
+from pccompile.backends.patterns.calls import At, call, if_any, item
+from pccompile.backends.patterns.match import Match, argument, declined, distinct, items_of, only_user
 from pccompile.backends.patterns.pieces import Group, GroupPattern, Pieces, readers
 from pccompile.kernels.cross_entropy.operator import error_of_loss, predict_loss
 from pccompile.lowering.fragments import fakes
@@ -89,13 +90,13 @@ def _writer(site: _Site, kinds: Mapping[fx.Node, Any]) -> Match:
     read = site.log_softmax.users.keys() - {site.node}
     results = {n: p for n, p in places.items() if n is not None and (n is not site.log_softmax or read)}
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        given = (at(site.logits), at(targets), None if weight is None else at(weight))
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
+        given = (at(site.logits), at(targets), if_any(at, weight))
         node = call(graph, predict_loss, (*given, _REDUCTIONS[reduction], ignored, 0.0), "cross_entropy")
         node.meta["val"] = tuple(map(match.kind, results))
         return [item(graph, node, place, match.kind(result)) for result, place in results.items()]
 
-    inputs = tuple(n for n in (site.logits, targets, weight) if n is not None)
+    inputs = distinct(site.logits, targets, weight)
     replaced = (site.log_softmax, site.node, *site.items.values())
     match = Match("cross_entropy", replaced, tuple(results), inputs, write, kinds=kinds)
     return match
@@ -123,12 +124,11 @@ def _way_back(node: fx.Node, site: _Site, stands_for: Mapping[fx.Node, fx.Node],
         return None
     is_mean = _REDUCTIONS[reduction] == "mean"
     statistics = (output, total) if is_mean else (output,)
-    inputs = tuple(dict.fromkeys(n for n in (logits, targets, weight, *statistics, upstream) if n is not None))
+    inputs = distinct(logits, targets, weight, *statistics, upstream)  # type: ignore[arg-type]
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         divisor = at(total) if is_mean else None  # type: ignore[arg-type]
-        of_classes = None if weight is None else at(weight)  # type: ignore[arg-type]
-        given = (at(logits), at(targets), of_classes, at(output), divisor, at(upstream))  # type: ignore[arg-type]
+        given = (at(logits), at(targets), if_any(at, weight), at(output), divisor, at(upstream))  # type: ignore[arg-type]
         found = call(graph, error_of_loss, (*given, ignored, 0.0, 1.0), "cross_entropy")
         found.meta["val"] = kind
         return [found]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
 
+from pccompile.backends.patterns.calls import At, call
 from pccompile.backends.patterns.contributions import Contribution, with_gain
-from pccompile.backends.patterns.match import Match, Pattern, argument, call, declined
+from pccompile.backends.patterns.match import Match, Pattern, argument, declined, distinct
 from pccompile.kernels.embedding_error.operator import table_gradient
 
 __all__ = ["PATTERN"]
@@ -25,14 +26,14 @@ def _candidates(node: fx.Node) -> Iterator[Match]:
         return
     found = with_gain(Contribution("weight", (node,)))
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         gain = 1.0 if found.gain is None else at(found.gain)
         padding_row = padding if padding >= 0 else None
         made = call(graph, table_gradient, (at(error), at(indices), rows, padding_row, gain), "embedding_error")
         made.meta["val"] = node.meta["val"]
         return [made]
 
-    inputs = (error, indices, *(() if found.gain is None else (found.gain,)))
+    inputs = distinct(error, indices, found.gain)
     yield Match("embedding_error", found.nodes, (found.result,), inputs, write, launches=3)  # a sort, zeros, the kernel
 
 

@@ -9,15 +9,16 @@ Around d = e * act'(z), (batch, out), the graph has up to three results, each on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from pccompile.backends.patterns.activations import Sloped, sloped
-from pccompile.backends.patterns.contributions import KINDS, Contribution, with_gain, with_sum, without_gain
-from pccompile.backends.patterns.match import VIEWS, Match, Pattern, call, is_rows_of, item, only_user, view
+from pccompile.backends.patterns.calls import At, call, if_any, item, view
+from pccompile.backends.patterns.contributions import KINDS, Contribution, gain_of, with_gain, with_sum, without_gain
+from pccompile.backends.patterns.match import VIEWS, Match, Pattern, distinct, is_rows_of, only_user
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_error.rows import sweep_rows
 
@@ -153,17 +154,16 @@ def _match(d: fx.Node, products: dict[str, _Product], folded: tuple[Sloped, tupl
     results = [product.result for product in products.values()]
     residual = None if folded is None else folded[0].residual
     error = d if folded is None else folded[0].error
-    gain = next((product.gain for product in products.values() if product.gain is not None), None)
+    gain = gain_of(products.values())
     operands = (node for p in products.values() for node in (p.operand, p.onto))
-    inputs = [node for node in (error, residual, gain, *operands) if node is not None]
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         def rows(node: fx.Node) -> fx.Node:
             return view(graph, at(node), d.meta["val"])
 
         def operand(kind: str) -> fx.Node | None:
             found = products.get(kind)
-            return None if found is None or found.operand is None else at(found.operand)
+            return None if found is None else if_any(at, found.operand)
 
         def asked(kind: str) -> fx.Node | bool:
             found = products.get(kind)
@@ -187,20 +187,18 @@ def _match(d: fx.Node, products: dict[str, _Product], folded: tuple[Sloped, tupl
             product_precision(),
         )
         found = call(graph, sweep_rows, args, "linear_error")
-        found.meta["val"] = tuple(_kind(products.get(kind)) for kind in KINDS)
+        found.meta["val"] = tuple(_kind(products[kind]) if kind in products else None for kind in KINDS)
         return [
-            view(graph, item(graph, found, KINDS.index(p.kind), found.meta["val"][KINDS.index(p.kind)]), like)
-            for p, like in ((p, p.result.meta["val"]) for p in products.values())
+            view(graph, item(graph, found, KINDS.index(p.kind), _kind(p)), p.result.meta["val"])
+            for p in products.values()
         ]
 
-    nodes = [node for node in dict.fromkeys((*formed, *replaced)) if node not in kept]
-    return Match("linear_error", tuple(nodes), tuple(results), tuple(dict.fromkeys(inputs)), write)
+    nodes = tuple(node for node in distinct(*formed, *replaced) if node not in kept)
+    return Match("linear_error", nodes, tuple(results), distinct(error, residual, gain, *operands), write)
 
 
-def _kind(product: _Product | None) -> Tensor | None:
+def _kind(product: _Product) -> Tensor:
     """A stand-in for a result as the kernel writes it: the product's, or that of the sum over the batch as a vector."""
-    if product is None:
-        return None
     node = next(node for node in product.nodes if node.target is _aten.mm.default or node.meta["val"].dim() == 1)
     kind: Tensor = node.meta["val"]
     return kind

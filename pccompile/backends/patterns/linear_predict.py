@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import Activated, activated
-from pccompile.backends.patterns.match import VIEWS, Match, Pattern, call, is_rows_of, item, only_user, view
+from pccompile.backends.patterns.calls import At, call, if_any, item, view
+from pccompile.backends.patterns.match import VIEWS, Match, Pattern, distinct, is_rows_of, only_user
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_predict.operator import predict_rows
@@ -39,17 +40,17 @@ class Layer:
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         """The nodes that the call reads."""
-        return self.x, self.weight or self.right, *(() if self.bias is None else (self.bias,))
+        return distinct(self.x, self.weight or self.right, self.bias)
 
-    def write(self, graph: fx.Graph, at: Callable[[fx.Node], fx.Node], activation: Activated) -> fx.Node:
+    def write(self, graph: fx.Graph, at: At, activation: Activated) -> fx.Node:
         """The call, on (batch, in), (out, in) and (out,)."""
         if self.weight is not None:
             weight = at(self.weight)
         else:
             weight = graph.call_function(_aten.t.default, (at(self.right),))
             weight.meta["val"] = self.right.meta["val"].t()
-        bias = None if self.bias is None else at(self.bias)
-        args = (at(self.x), weight, bias, activation.name, activation.negative_slope, product_precision())
+        function = activation.name, activation.negative_slope
+        args = (at(self.x), weight, if_any(at, self.bias), *function, product_precision())
         return call(graph, predict_rows, args, "linear_predict")
 
 
@@ -84,12 +85,12 @@ def layer_of(product: fx.Node) -> Layer | None:
 def _match(layer: Layer, replaced: Sequence[fx.Node], results: Sequence[fx.Node], activation: Activated) -> Match:
     """The match whose results are the activation's output, and z where somebody else reads it."""
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         found, kind = layer.write(graph, at, activation), layer.product.meta["val"]
         found.meta["val"] = (kind,) * len(results)
         return [view(graph, item(graph, found, i, kind), node.meta["val"]) for i, node in enumerate(results)]
 
-    return Match("linear_predict", tuple(dict.fromkeys(replaced)), tuple(results), layer.inputs, write)
+    return Match("linear_predict", distinct(*replaced), tuple(results), layer.inputs, write)
 
 
 PATTERN = Pattern("linear_predict", "prediction", frozenset([_aten.addmm.default, _aten.mm.default]), _candidates)

@@ -8,14 +8,15 @@ read by somebody else as well, it stays several launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
 
 from pccompile.backends.patterns.activations import Activated, activated, sloped
+from pccompile.backends.patterns.calls import At, call, if_any, item
 from pccompile.backends.patterns.linear_predict import layer_of
-from pccompile.backends.patterns.match import Match, Pattern, call, item
+from pccompile.backends.patterns.match import Match, Pattern, distinct
 from pccompile.backends.patterns.steps import compared
 from pccompile.kernels.devices import product_precision
 from pccompile.kernels.linear_step.rows import step_rows
@@ -43,13 +44,12 @@ def _candidates(heart: fx.Node) -> Iterator[Match]:
     layer = layer_of(z)
     if layer is None or layer.weight is not weight or value.meta["val"].shape != z.meta["val"].shape:
         return
-    replaced = tuple(dict.fromkeys([z, prediction, error, d, heart]))
-    inputs = tuple(node for node in (value, layer.x, layer.weight, layer.bias) if node is not None)
+    replaced = distinct(z, prediction, error, d, heart)  # type: ignore[arg-type]
+    inputs = distinct(value, layer.x, layer.weight, layer.bias)
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         named = activation or Activated("identity")
-        bias = None if layer.bias is None else at(layer.bias)
-        operands = at(value), at(layer.x), at(weight), bias  # type: ignore[arg-type]
+        operands = at(value), at(layer.x), at(weight), if_any(at, layer.bias)  # type: ignore[arg-type]
         options = named.name, named.negative_slope, product_precision()
         found = call(graph, step_rows, (*operands, *options), "linear_step")
         found.meta["val"] = tuple(node.meta["val"] for node in (error, heart))  # type: ignore[union-attr]

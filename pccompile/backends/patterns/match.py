@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
+from pccompile.backends.patterns.calls import Write
 from pccompile.lowering.fragments import may_be_alias
 
 __all__ = [
@@ -17,23 +18,17 @@ __all__ = [
     "Candidates",
     "Match",
     "Pattern",
-    "Write",
     "argument",
-    "as_vector",
-    "call",
     "declined",
+    "distinct",
     "is_own",
     "is_rows_of",
-    "item",
     "items_of",
     "only_user",
-    "view",
 ]
 
 _aten = torch.ops.aten
 VIEWS = (_aten.view.default, _aten._unsafe_view.default)
-
-Write = Callable[[fx.Graph, Callable[[fx.Node], fx.Node]], Sequence[fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +101,11 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def distinct(*nodes: fx.Node | None) -> tuple[fx.Node, ...]:
+    """The nodes that there are, each once, in order."""
+    return tuple(dict.fromkeys(node for node in nodes if node is not None))
+
+
 def is_rows_of(rows: fx.Node, tensor: fx.Node) -> bool:
     """Whether a matrix is a tensor with its leading dimensions made one, as a view."""
     shape = tensor.meta["val"].shape
@@ -134,35 +134,3 @@ def declined(node: fx.Node, reason: str, kernel: str = "") -> None:
     node.meta.setdefault("declined", reason)
     if kernel:
         node.meta.setdefault("left_by", f"no {kernel}: {reason}")
-
-
-# Writing a call -------------------------------------------------------------------------------------------------------
-
-
-def call(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], kernel: str) -> fx.Node:
-    """The call of a kernel, whose value is a tuple."""
-    node = graph.call_function(function, args)
-    node.meta["kernel"] = kernel
-    return node
-
-
-def item(graph: fx.Graph, node: fx.Node, index: int, kind: torch.Tensor) -> fx.Node:
-    """One of a kernel's results: a tensor of this kind."""
-    result = graph.call_function(operator.getitem, (node, index))
-    result.meta.update(val=kind, kernel=node.meta["kernel"])
-    return result
-
-
-def view(graph: fx.Graph, node: fx.Node, kind: torch.Tensor) -> fx.Node:
-    """A node's value in the shape of a tensor of this kind."""
-    if node.meta["val"].shape == kind.shape:
-        return node
-    result = graph.call_function(_aten.view.default, (node, list(kind.shape)))
-    result.meta["val"] = kind
-    return result
-
-
-def as_vector(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """A node's value with its dimensions made one."""
-    kind = node.meta["val"]
-    return node if kind.dim() == 1 else view(graph, node, kind.reshape(-1))

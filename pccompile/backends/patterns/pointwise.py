@@ -8,13 +8,14 @@ kernels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.match import Match, Pattern, call, item, only_user
+from pccompile.backends.patterns.calls import At, call, item
+from pccompile.backends.patterns.match import Match, Pattern, distinct, only_user
 from pccompile.errors import ShapeError, UsageError
 from pccompile.kernels.pointwise import pointwise
 from pccompile.kernels.pointwise.expressions import EXPRESSIONS
@@ -45,11 +46,11 @@ def _candidates(root: fx.Node) -> Iterator[Match]:
     steps = _run(root)
     if len(steps) < 2:
         return
-    inputs = tuple(dict.fromkeys(n for step in steps for n in step.all_input_nodes if n not in steps))
+    inputs = distinct(*(n for step in steps for n in step.all_input_nodes if n not in steps))
     graph = _graph(steps, inputs)
     known = pointwise(graph)
-    signature = [(tuple(v.shape), v.stride(), v.dtype) for v in (n.meta["val"] for n in inputs)]
-    like = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in signature]
+    kinds = (node.meta["val"] for node in inputs)
+    like = [torch.empty_strided(kind.shape, kind.stride(), dtype=kind.dtype, device="meta") for kind in kinds]
     result = root.meta["val"]
     try:
         plan = known.plan(*like)
@@ -58,7 +59,7 @@ def _candidates(root: fx.Node) -> Iterator[Match]:
     if plan.outputs != ((tuple(result.shape), result.stride(), result.dtype),):
         return
 
-    def write(target: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(target: fx.Graph, at: At) -> Sequence[fx.Node]:
         found = call(target, run_pointwise, (known.name, *map(at, inputs)), "pointwise")
         found.meta["val"] = (result,)
         return [item(target, found, 0, result)]

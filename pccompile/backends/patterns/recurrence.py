@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.match import Match, Pattern, call, item, items_of
+from pccompile.backends.patterns.calls import At, call, item
+from pccompile.backends.patterns.match import Match, Pattern, distinct, items_of
 from pccompile.kernels.gru.operator import predict_gru, sweep_gru
 from pccompile.kernels.lstm.operator import predict_lstm, sweep_lstm
 
@@ -30,12 +31,12 @@ def _calls(kernel: str, function: Callable[..., Any]) -> Callable[[fx.Node], Ite
             return
         results = tuple(items.values())
 
-        def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+        def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
             found = call(graph, function, fx.node.map_arg(node.args, at), kernel)
             found.meta["val"] = node.meta["val"]
             return [item(graph, found, place, result.meta["val"]) for place, result in items.items()]
 
-        inputs = tuple(dict.fromkeys(node.all_input_nodes))
+        inputs = distinct(*node.all_input_nodes)
         yield Match(kernel, (node, *results), results, inputs, write, decided=node.meta["origin"].taken)
 
     return candidates

@@ -5,22 +5,14 @@ Means and deviations of rows are kept as the operators keep them, so either way 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
 
-from pccompile.backends.patterns.contributions import (
-    KINDS,
-    PLACES,
-    Contribution,
-    gain_of,
-    kinds_of,
-    of_outputs,
-    target,
-    with_sum,
-)
-from pccompile.backends.patterns.match import Match, Pattern, argument, as_vector, call, declined, item, items_of, view
+from pccompile.backends.patterns.calls import At, as_vector, call, if_any, item, view
+from pccompile.backends.patterns.contributions import Contributions, of_outputs
+from pccompile.backends.patterns.match import Match, Pattern, argument, declined, distinct, items_of
 from pccompile.kernels.row_norm.operator import predict_norm, sweep_norm
 
 __all__ = ["PATTERNS"]
@@ -41,8 +33,8 @@ def _predictions(node: fx.Node) -> Iterator[Match]:
     added = torch.finfo(x.meta["val"].dtype).eps if eps is None else eps
     results = tuple(items.values())
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
-        given = (at(x), *(None if n is None else at(n) for n in (weight, bias)), added, centred)
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
+        given = (at(x), if_any(at, weight), if_any(at, bias), added, centred)
         found = call(graph, predict_norm, given, "row_norm")
         found.meta["val"] = tuple(result.meta["val"] for result in results)
         written = []
@@ -52,24 +44,19 @@ def _predictions(node: fx.Node) -> Iterator[Match]:
             written.append(view(graph, part, kind))
         return written
 
-    inputs = tuple(dict.fromkeys(n for n in (x, weight, bias) if n is not None))
-    yield Match("row_norm", (node, *results), results, inputs, write)
+    yield Match("row_norm", (node, *results), results, distinct(x, weight, bias), write)
 
 
 def _errors(node: fx.Node) -> Iterator[Match]:
     tensors = [argument(node, name) for name in ("grad_out", "input", "weight")]
     statistics = [argument(node, "mean") if node.target is _LAYER_BACK else None, argument(node, "rstd")]
     given = [n for n in statistics if n is not None]
-    contributions = of_outputs(node, PLACES)
-    if (
-        _is_last_dimension(node)
-        and _are_float32(*given)
-        and all(n.meta["val"].is_contiguous() for n in given)
-        and contributions
-        and ("parent" not in contributions or contributions["parent"].result.meta["val"].is_contiguous())
-    ):
-        added = {kind: with_sum(contribution) for kind, contribution in contributions.items()}
-        for found in [added, contributions] if added != contributions else [contributions]:
+    contributions = of_outputs(node)
+    if not _is_last_dimension(node) or not _are_float32(*given) or contributions is None:
+        return
+    parent = [contributions.parts["parent"].result] if "parent" in contributions.parts else []
+    if all(n.meta["val"].is_contiguous() for n in (*given, *parent)):
+        for found in contributions.best_first():
             yield _error(node, tensors, statistics, found)
 
 
@@ -77,28 +64,21 @@ def _error(
     heart: fx.Node,
     tensors: Sequence[fx.Node | None],
     statistics: Sequence[fx.Node | None],
-    contributions: Mapping[str, Contribution],
+    contributions: Contributions,
 ) -> Match:
     """The match of these results, computed from error, x and weight, and from mean and rstd."""
-    gain = gain_of(contributions.values())
-    onto = [c.onto for c in contributions.values()]
 
-    def write(graph: fx.Graph, at: Callable[[fx.Node], fx.Node]) -> Sequence[fx.Node]:
+    def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
+        read = (if_any(at, node) for node in tensors)
         vectors = [None if node is None else as_vector(graph, at(node)) for node in statistics]
-        targets = (target(graph, at, contributions.get(kind)) for kind in KINDS)
-        read = (None if node is None else at(node) for node in tensors)
-        found = call(graph, sweep_norm, (*read, *vectors, *targets, 1.0 if gain is None else at(gain)), "row_norm")
-        found.meta["val"] = kinds_of(contributions)
-        return [
-            view(graph, item(graph, found, KINDS.index(kind), c.nodes[0].meta["val"]), c.result.meta["val"])
-            for kind, c in contributions.items()
-        ]
+        targets = contributions.targets(graph, at)
+        found = call(graph, sweep_norm, (*read, *vectors, *targets, contributions.factor(at)), "row_norm")
+        found.meta["val"] = contributions.kinds
+        return contributions.written(graph, found)
 
-    replaced = (heart, *(node for c in contributions.values() for node in c.nodes))
-    results = tuple(c.result for c in contributions.values())
-    inputs = tuple(dict.fromkeys(n for n in (*tensors, *statistics, gain, *onto) if n is not None))
-    beside = tuple(node for node in statistics if node is not None)
-    return Match("row_norm", tuple(dict.fromkeys(replaced)), results, inputs, write, statistics=beside)
+    replaced = distinct(heart, *contributions.nodes)
+    inputs = distinct(*tensors, *statistics, *contributions.read)
+    return Match("row_norm", replaced, contributions.results, inputs, write, statistics=distinct(*statistics))
 
 
 def _is_last_dimension(node: fx.Node) -> bool:

@@ -70,6 +70,17 @@ def test_strides_are_followed(device):
     check_against_reference(strided(x), error.transpose(0, 1).contiguous().transpose(0, 1), *map(strided, rest))
 
 
+def test_strides_of_statistics_are_followed(device):
+    x, error, weight, *_ = random_batch(device, (4, 3, 5))
+    _, mean, rstd, *_ = batch_norm_reference(x, weight, None, None, None, MOMENTUM, EPS)
+    found = batch_norm_error(error, x, weight, strided(mean), strided(rstd))
+    targets = {name: torch.full_like(tensor, torch.nan) for name, tensor in zip(NAMES, found, strict=True)}
+    batch_norm_error_into(error, x, weight, strided(mean), strided(rstd), **targets)
+    for name, expected in zip(NAMES, batch_norm_error_reference(error, x, weight, mean, rstd), strict=True):
+        assert_close(name, expected, getattr(found, name))
+        assert_close(name, expected, targets[name])
+
+
 def test_elements_far_apart_are_addressed_with_64_bits(device):
     x, *rest = random_batch(device, (3, 2), torch.float16)
     far = torch.empty(2**31 + 4, dtype=torch.float16, device=device).as_strided((3, 2), (2**30, 1))
@@ -174,5 +185,9 @@ def test_refusals_name_the_argument(device):
             batch_norm_predict(*arguments)
     with pytest.raises(ShapeError, match="error has shape"):
         batch_norm_error(error[1:], x, weight, running_mean, running_var)
+    with pytest.raises(ShapeError, match=r"mean is torch\.float16"):
+        batch_norm_error(error, x, weight, running_mean.half(), running_var.half())
+    with pytest.raises(ShapeError, match="mean is on meta"):
+        batch_norm_error(error, x, weight, running_mean.to("meta"), running_var.to("meta"))
     with pytest.raises(ShapeError, match="flatten it"):
         batch_norm_error_into(error, x, weight, running_mean, running_var)

@@ -115,6 +115,13 @@ def test_strides_and_small_targets_are_followed(device):
     check_against_reference(logits.to(memory_format=torch.channels_last), targets.mT.contiguous().mT)
 
 
+def test_strides_of_what_the_prediction_kept_are_followed(device):
+    logits, targets, _ = random_rows(device)
+    _, log_sum_exp, total_weight = cross_entropy_predict(logits, targets)
+    expected = cross_entropy_error_reference(logits, targets, None)
+    assert_close("error", expected, cross_entropy_error(logits, targets, None, strided(log_sum_exp), total_weight))
+
+
 @pytest.mark.parametrize("blocks", [(4, 64), (16, 8)], ids=str)
 def test_any_tiles_give_the_same_and_nothing_beside_the_targets_is_touched(device, blocks):
     logits, targets, class_weight = random_rows(device)
@@ -193,3 +200,12 @@ def test_refusals_name_the_argument(device):
         cross_entropy_predict(logits, targets, label_smoothing=1.5)
     with pytest.raises(ShapeError, match="upstream has shape"):
         cross_entropy_error(logits, targets, None, logits[:, 0], upstream=logits)
+    lost = [
+        ("log_sum_exp is torch.float16", (logits[:, 0].half(), None, None)),
+        ("log_sum_exp is on meta", (logits[:, 0].to("meta"), None, None)),
+        ("total_weight has shape", (logits[:, 0], logits[:, 0], None)),
+        ("upstream is on meta", (logits[:, 0], None, logits[:, 0].to("meta"))),
+    ]
+    for words, (log_sum_exp, total_weight, upstream) in lost:
+        with pytest.raises(ShapeError, match=words):
+            cross_entropy_error(logits, targets, None, log_sum_exp, total_weight, upstream=upstream)

@@ -97,6 +97,18 @@ def test_strides_are_followed(device):
     check_against_reference(replace(cube, x=cube.x.transpose(0, 1).contiguous().transpose(0, 1)))
 
 
+@pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
+def test_strides_of_statistics_are_followed(device, centred):
+    error, x, weight, mean, rstd = random_norm(device, centred=centred).sweep
+    apart = (None if mean is None else strided(mean), strided(rstd))
+    found = row_norm_error(error, x, weight, *apart)
+    targets = {name: torch.full_like(tensor, torch.nan) for name, tensor in zip(NAMES, found, strict=True)}
+    row_norm_error_into(error, x, weight, *apart, **targets)
+    for name, expected in zip(NAMES, row_norm_error_reference(error, x, weight, mean, rstd), strict=True):
+        assert_close(name, expected, getattr(found, name))
+        assert_close(name, expected, targets[name])
+
+
 def test_rows_far_apart_are_addressed_with_64_bits(device):
     norm = random_norm(device, (3, 4), dtype=torch.float16)
     check_against_reference(replace(norm, x=far_apart(norm.x)))
@@ -212,6 +224,8 @@ def test_refusals_name_the_argument(device):
         (ShapeError, "error has shape", (error[1:], x, weight, mean, rstd)),
         (ShapeError, "rstd has shape", (error, x, weight, mean, rstd[1:])),
         (ShapeError, "mean is torch.float16", (error, x, weight, mean.half(), rstd)),
+        (ShapeError, "rstd is torch.float16", (error, x, weight, None, rstd.half())),
+        (ShapeError, "rstd is on meta", (error, x, weight, None, rstd.to("meta"))),
         (ShapeError, "weight is on meta", (error, x, weight.to("meta"), mean, rstd)),
     ]
     for kind, words, arguments in refused:
