@@ -83,6 +83,7 @@ def direct(graph: fx.Graph, owned: Collection[fx.Node] = ()) -> None:
     """
     _fold_transposes_into_linear(graph)
     _sum_without_the_dimensions(graph)
+    _scale_within_products(graph)
     _write_in_place(graph, owned)
     for node in graph.nodes:
         node.target = DIRECT.get(node.target, node.target)
@@ -120,6 +121,30 @@ def _sum_without_the_dimensions(graph: fx.Graph) -> None:
             continue
         node.target, node.args = _aten.sum.dim_IntList, (total.args[0], total.args[1])
         graph.erase_node(total)
+
+
+def _scale_within_products(graph: fx.Graph) -> None:
+    """mm(c * a, b) and c * mm(a, b) -> addmm(nothing, a, b, beta=0, alpha=c) of numbers c: no pass for the factor."""
+    nothing: dict[tuple[torch.dtype, torch.device], fx.Node] = {}
+    for scaled in list(graph.find_nodes(op="call_function", target=operator.mul)):
+        number, factor = scaled.args
+        if not isinstance(number, fx.Node) or isinstance(number.meta["val"], torch.Tensor):
+            continue
+        reader = next(iter(scaled.users))
+        if factor.target is _aten.mm.default and len(factor.users) == 1:
+            product, operands, unused = scaled, factor.args, factor
+        elif reader.target is _aten.mm.default and reader.args[0] is scaled and len(scaled.users) == 1:
+            product, operands, unused = reader, (factor, reader.args[1]), scaled
+        else:
+            continue
+        like = product.meta["val"]
+        kind = like.dtype, like.device
+        if kind not in nothing:
+            with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+                nothing[kind] = graph.call_function(torch.empty, ((),), {"dtype": like.dtype, "device": like.device})
+        product.target, product.args = torch.addmm, (nothing[kind], *operands)
+        product.kwargs = {"beta": 0, "alpha": number}
+        graph.erase_node(unused)
 
 
 def _write_in_place(graph: fx.Graph, owned: Collection[fx.Node]) -> None:

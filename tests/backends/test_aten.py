@@ -54,6 +54,21 @@ def test_it_agrees_with_the_eager_back_end_bit_for_bit(name, rule):
     assert energies["aten"] == energies["eager"]
 
 
+def test_gains_are_multiplied_within_products_of_matrices():
+    model, x, y = make("mlp")
+    rule = pccompile.FixedPrediction(steps=4, step_size=0.3)
+    found = {}
+    for backend in ("eager", "aten"):
+        pc = pccompile.compile(model, rule, loss_fn=loss_fn, backend=backend)
+        found[backend] = torch.autograd.grad(pc.loss(x, y), list(model.parameters()))
+    for ours, eager in zip(found["aten"], found["eager"], strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-7 * float(eager.abs().max()))
+    sweep = pc.code.partition("def error_sweep")[2]
+    assert sweep.count("beta = 0, alpha = gain_") == 2
+    assert sweep.count("torch_Tensor_mul_(") == 2  # of the sums that are the biases' gradients
+    assert " * " not in sweep
+
+
 def deep(depth):
     torch.manual_seed(0)
     layers = [layer for _ in range(depth) for layer in (nn.Linear(8, 8), nn.Tanh())]
