@@ -17,22 +17,23 @@ __all__ = ["CHANNELS_LAST"]
 
 _aten = torch.ops.aten
 _FAST = (torch.float32, torch.bfloat16, torch.float16)
+_WIDTH = 8  # channels that a register holds; of odd numbers of them either order takes as long
 
 
-def _convolution(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return _aten.convolution.default(_channels_last(x), *args, **kwargs)  # type: ignore[no-any-return]
+def _convolution(x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return _aten.convolution.default(_channels_last(x, weight), weight, *args, **kwargs)  # type: ignore[no-any-return]
 
 
-def _conv2d(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return F.conv2d(_channels_last(x), *args, **kwargs)
+def _conv2d(x: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return F.conv2d(_channels_last(x, weight), weight, *args, **kwargs)
 
 
 def _view(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return x.reshape(shape)  # a copy where the order of the elements is another
 
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _FAST:
+def _channels_last(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _FAST or weight.shape[0] % _WIDTH:
         return x
     _, channels, height, width = x.shape
     if x.stride() == (channels * height * width, 1, width * channels, channels):
