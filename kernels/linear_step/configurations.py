@@ -1,7 +1,8 @@
 """Tiles, warps and stages of linear_step, per architecture and arithmetic. Starting values, not yet measured.
 
-"whole" holds whole rows of the inputs, as long as there are few enough; "tiled" goes over tiles of them. sm_80's tables
-stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+"whole" and "long" hold whole rows of the inputs, as long as there are few enough, "long" fewer or shorter ones at a
+time; "tiled" goes over tiles of them. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86,
+sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -56,24 +57,72 @@ Configuration = Whole | Tiled
 
 CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "sm_80": {
-        "half": {"whole": Whole(32, 32, 256, 8, 2), "tiled": Tiled(32, 64, 64, 32, 8, 2)},
-        "tf32": {"whole": Whole(32, 32, 128, 8, 2), "tiled": Tiled(32, 64, 64, 32, 8, 2)},
-        "ieee": {"whole": Whole(32, 32, 64, 8, 2), "tiled": Tiled(32, 32, 32, 16, 8, 2)},
+        "half": {
+            "whole": Whole(32, 32, 256, 8, 2),
+            "long": Whole(16, 16, 1024, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 2),
+        },
+        "tf32": {
+            "whole": Whole(32, 32, 128, 8, 2),
+            "long": Whole(32, 16, 256, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 2),
+        },
+        "ieee": {
+            "whole": Whole(32, 32, 64, 8, 2),
+            "long": Whole(16, 16, 128, 8, 2),
+            "tiled": Tiled(32, 32, 32, 16, 8, 2),
+        },
     },
     "sm_90": {
-        "half": {"whole": Whole(32, 32, 256, 8, 3), "tiled": Tiled(32, 64, 64, 64, 8, 3)},
-        "tf32": {"whole": Whole(32, 32, 128, 8, 3), "tiled": Tiled(32, 64, 64, 32, 8, 3)},
-        "ieee": {"whole": Whole(32, 32, 64, 8, 2), "tiled": Tiled(32, 32, 32, 16, 8, 2)},
+        "half": {
+            "whole": Whole(32, 32, 256, 8, 3),
+            "long": Whole(16, 16, 1024, 8, 2),
+            "tiled": Tiled(32, 64, 64, 64, 8, 3),
+        },
+        "tf32": {
+            "whole": Whole(32, 32, 128, 8, 3),
+            "long": Whole(32, 16, 512, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 3),
+        },
+        "ieee": {
+            "whole": Whole(32, 32, 64, 8, 2),
+            "long": Whole(16, 16, 128, 8, 2),
+            "tiled": Tiled(32, 32, 32, 16, 8, 2),
+        },
     },
     "sm_100": {
-        "half": {"whole": Whole(32, 32, 256, 8, 3), "tiled": Tiled(32, 64, 64, 64, 8, 3)},
-        "tf32": {"whole": Whole(32, 32, 128, 8, 3), "tiled": Tiled(32, 64, 64, 32, 8, 3)},
-        "ieee": {"whole": Whole(32, 32, 64, 8, 2), "tiled": Tiled(32, 32, 32, 16, 8, 2)},
+        "half": {
+            "whole": Whole(32, 32, 256, 8, 3),
+            "long": Whole(16, 16, 1024, 8, 2),
+            "tiled": Tiled(32, 64, 64, 64, 8, 3),
+        },
+        "tf32": {
+            "whole": Whole(32, 32, 128, 8, 3),
+            "long": Whole(32, 16, 512, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 3),
+        },
+        "ieee": {
+            "whole": Whole(32, 32, 64, 8, 2),
+            "long": Whole(16, 16, 128, 8, 2),
+            "tiled": Tiled(32, 32, 32, 16, 8, 2),
+        },
     },
     "gfx942": {
-        "half": {"whole": Whole(32, 32, 128, 8, 2), "tiled": Tiled(32, 64, 64, 32, 8, 2)},
-        "tf32": {"whole": Whole(32, 32, 64, 8, 2), "tiled": Tiled(32, 64, 64, 32, 8, 2)},
-        "ieee": {"whole": Whole(32, 32, 64, 8, 2), "tiled": Tiled(32, 64, 64, 32, 8, 2)},
+        "half": {
+            "whole": Whole(32, 32, 128, 8, 2),
+            "long": Whole(16, 16, 512, 4, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 2),
+        },
+        "tf32": {
+            "whole": Whole(32, 32, 64, 8, 2),
+            "long": Whole(16, 16, 256, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 2),
+        },
+        "ieee": {
+            "whole": Whole(32, 32, 64, 8, 2),
+            "long": Whole(16, 16, 128, 8, 2),
+            "tiled": Tiled(32, 64, 64, 32, 8, 2),
+        },
     },
     "interpreter": {
         precision: {"whole": Whole(32, 16, 32, 1, 1), "tiled": Tiled(32, 32, 32, 32, 1, 1)}
@@ -91,8 +140,8 @@ def configuration_for(architecture: Architecture, precision: str, in_features: i
         in_features: columns of x.
     """
     sizes = CONFIGURATIONS[architecture][precision]
-    whole = sizes["whole"]
-    return whole if isinstance(whole, Whole) and in_features <= whole.most_in else sizes["tiled"]
+    fitting = [each for each in sizes.values() if isinstance(each, Whole) and in_features <= each.most_in]
+    return min(fitting, key=lambda each: each.most_in, default=sizes["tiled"])
 
 
 def outputs_at_a_time(

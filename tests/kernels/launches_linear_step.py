@@ -35,6 +35,7 @@ _TILED = partial(_launch, batch=8192, size="tiled")
 LAUNCHES = {
     "tiled": Launch(partial(_TILED, group_out=512), products=1, activation="gelu"),
     "whole": Launch(partial(_launch, batch=8192, size="whole"), products=1, activation="each"),
+    "long": Launch(partial(_launch, batch=8192, size="long"), products=1, activation="each"),
     "once": Launch(_TILED, products=1, activation="relu", precisions=("half",)),
     "wide": Launch(
         partial(_launch, batch=2**20, size="tiled", group_out=512),
