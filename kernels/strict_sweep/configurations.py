@@ -62,7 +62,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     },
     "sm_100": {
         "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
-        "tf32": {"tall": Configuration(32, 64, 16, 8, 3), "flat": Configuration(16, 64, 32, 4, 4)},
+        "tf32": {"tall": Configuration(32, 32, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 8, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {
