@@ -152,7 +152,9 @@ def row_norm_predict(rows: int, columns: int) -> Traffic:
 
 def row_norm_error(rows: int, columns: int) -> Traffic:
     """Each program's share of dw and db is float32, written and read once, and so are the groups'."""
-    programs = norm_configurations.programs_for(rows, norm_configurations.configuration_for(rows, columns))
+    programs = norm_configurations.programs_for(
+        rows, norm_configurations.configuration_for("sm_90", "half", rows, columns)
+    )
     groups = -(-programs // norm_configurations.GROUP)
     minimum = 3 * S * rows * columns + 3 * S * columns + 8 * rows
     return Traffic("row_norm, error", f"{rows} x {columns}", minimum, minimum + 16 * (programs + groups) * columns)

@@ -1,8 +1,8 @@
 """Tiles, warps and stages of linear_step, per architecture and arithmetic. Starting values, not yet measured.
 
-"whole" and "long" hold whole rows of the inputs, as long as there are few enough, "long" fewer or shorter ones at a
-time; "tiled" goes over tiles of them. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86,
-sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "whole" and "long" hold whole rows of the inputs, as long as
+there are few enough, "long" fewer or shorter ones at a time; "tiled" goes over tiles of them. sm_80's tables stay below
+99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import CACHE_BYTES, PROCESSORS, Architecture
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "Tiled", "Whole", "configuration_for", "outputs_at_a_time"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "Tiled", "Whole", "configuration_for", "outputs_at_a_time"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Tiled:
 
 Configuration = Whole | Tiled
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {
             "whole": Whole(32, 32, 256, 8, 2),
@@ -129,6 +131,13 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
 }
+
+SPACE = Space(
+    "linear_step",
+    (("block_batch", "block_out", "block_sum"), ("block_batch", "block_in", "block_sum")),
+    {"block_batch": (16, 32, 64, 128), "block_out": (16, 32, 64, 128)},
+)
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(architecture: Architecture, precision: str, in_features: int) -> Configuration:

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from itertools import product
 
 import pytest
-from shipped import launches_of
+from interpreter import INTERPRETED
+from recorded import recorded
+from shipped import cases_of, launches_of
 
 from pccompile.kernels.conv_error import configurations as conv_error_configurations
 from pccompile.kernels.conv_predict import configurations as conv_predict_configurations
@@ -15,11 +18,13 @@ from pccompile.kernels.conv_step import configurations as conv_step_configuratio
 from pccompile.kernels.devices import ARCHITECTURES
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_predict import configurations as predict_configurations
+from pccompile.kernels.linear_step import configurations as step_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 
 TABLES = {
     "linear_predict": (predict_configurations, {"large", "small"}),
     "linear_error": (error_configurations, {"large", "small"}),
+    "linear_step": (step_configurations, {"whole", "long", "tiled"}),
     "conv_predict": (conv_predict_configurations, {"large", "small", "direct"}),
     "conv_error": (conv_error_configurations, {"large", "small", "direct"}),
     "conv_step": (conv_step_configurations, {"product", "direct"}),
@@ -33,6 +38,32 @@ def test_every_architecture_has_every_size_for_every_arithmetic_and_each_is_comp
     for architecture, precision in product(ARCHITECTURES, ("half", "tf32", "ieee")):
         assert set(module.CONFIGURATIONS[architecture][precision]) == sizes
     assert sizes <= set(launches_of(operation))
+
+
+class Noting(dict):
+    """A table that notes the sizes that are looked up in it."""
+
+    def __init__(self, table, met):
+        super().__init__(
+            {key: Noting(value, met) if isinstance(value, dict) else value for key, value in table.items()}
+        )
+        self.met = met
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        if not isinstance(found, dict):
+            self.met.add(key)
+        return found
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not launched through Triton")
+@pytest.mark.parametrize("operation", ["row_norm", "batch_norm", "cross_entropy", "embedding_error", "pointwise"])
+def test_every_size_of_what_is_bound_by_memory_is_compiled(operation, monkeypatch):
+    module, met = import_module(f"pccompile.kernels.{operation}.configurations"), set()
+    monkeypatch.setattr(module, "CONFIGURATIONS", Noting(module.CONFIGURATIONS, met))
+    for case in cases_of(operation):
+        recorded(launches_of(operation)[case.launch], case)
+    assert met == set(module.CONFIGURATIONS["sm_90"]["half"])
 
 
 def test_large_tiles_are_for_launches_that_fill_the_device():
