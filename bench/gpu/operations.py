@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.gpu.conv_operations import CONV_ERROR, CONV_PREDICT, CONV_STEP
 from bench.gpu.linear_operations import LINEAR_ERROR, LINEAR_PREDICT, LINEAR_STEP
+from bench.gpu.recurrent_operations import RECURRENCES
 from bench.gpu.streamed_operations import BATCH_NORM, CROSS_ENTROPY, EMBEDDING_ERROR, POINTWISE, ROW_NORM
 from bench.gpu.sweep_operations import CHAIN_GRADIENTS, STRICT_SWEEP
 from bench.gpu.tune import Operation
@@ -24,4 +25,5 @@ OPERATIONS: tuple[Operation, ...] = (
     CROSS_ENTROPY,
     EMBEDDING_ERROR,
     POINTWISE,
+    RECURRENCES,
 )

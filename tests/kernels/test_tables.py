@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pccompile.kernels import tables
+from pccompile.kernels import recurrences, tables
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 from pccompile.kernels.tables import SHARED_BYTES, Space, cells, everywhere, overlaid, problem_with, shared_bytes
 
@@ -30,13 +30,14 @@ class Runs:
     warps: int
 
 
-# The folders with a table of configurations; strict_sweep has another one, of its gradients.
+# The folders with a table of configurations; strict_sweep has another one, of its gradients, and recurrences share one.
 FOLDERS = sorted(path.parent.name for path in Path(tables.__file__).parent.glob("*/configurations.py"))
 TABLES = {
     name: (module.SPACE, module.CONFIGURATIONS)
     for name in FOLDERS
     for module in [import_module(f"pccompile.kernels.{name}.configurations")]
 }
+TABLES["recurrences"] = (recurrences.SPACE, recurrences.CONFIGURATIONS)
 TABLES["chain_gradients"] = (sweep_configurations.GRADIENT_SPACE, sweep_configurations.GRADIENTS)
 PRODUCTS = (("rows", "columns", "terms"),)
 SPACE = Space("made_up", PRODUCTS)

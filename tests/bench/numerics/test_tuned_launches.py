@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from bench.gpu import sweep_operations
+from bench.gpu import sweep_operations, tune
 from bench.gpu.operations import OPERATIONS
 from bench.gpu.tune import tune_cell
 from pccompile.kernels.devices import architecture_of, interpreted
@@ -25,8 +25,7 @@ SHAPES = {
     "cross_entropy": [(5, 7, 1), (2, 1030, 1), (2, 5, 9)],
     "embedding_error": [(30, 7, 20)],
     "pointwise": [(0, 5, 7), (1, 5, 7), (2, 5, 7)],
-    "lstm": [(3, 5, 7)],
-    "gru": [(3, 5, 7)],
+    "recurrences": [(4, 3, 5, 7), (3, 3, 5, 7)],
 }
 
 
@@ -38,6 +37,7 @@ def first_beside_the_shipped_one(launches):
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_the_tuner_finds_what_is_quicker_and_computes_the_same(operation, monkeypatch):
     monkeypatch.setattr(sweep_operations, "STEPS", 2)
+    monkeypatch.setattr(tune, "ROUNDS", 1)
     device = "cpu" if interpreted() else "cuda"
     architecture = architecture_of(torch.device(device))
     met = set()
