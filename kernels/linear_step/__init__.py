@@ -21,8 +21,8 @@ z, and then for the drive. What it reads the second time is to come from the cac
 so many outputs at a time that their rows of W fill half the cache (configurations.outputs_at_a_time), predicts them,
 carries them back, and goes on to the next such group, adding to a sum in float32 that is its own. Programs go through
 the same groups at the same time. So W comes from memory once, whatever its size, as long as these sums stay in the
-cache too; where they do not and would cost more than they spare (large batches of inputs wider than out / 4), W is read
-from memory twice.
+cache too. Where they do not (4 * batch * in bytes), every group would read and write them in memory, which costs more
+than reading W a second time, and all outputs are one group.
 
 The smallest groups, single tiles, would need no stored d, but their sums go to the cache and back for every tile of
 outputs: 8 block_batch in bytes for block_out in s spared. Programs that each own outputs would read W once and leave

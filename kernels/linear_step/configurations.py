@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pccompile.kernels.devices import CACHE_BYTES, PROCESSORS, Architecture
+from pccompile.kernels.devices import CACHE_BYTES, Architecture
 from pccompile.kernels.tables import Space, overlaid
 
 __all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "Tiled", "Whole", "configuration_for", "outputs_at_a_time"]
@@ -160,8 +160,8 @@ def outputs_at_a_time(
 
     All of them, where half of the cache holds W (the other half is for what else goes through it). Otherwise W would
     come from memory twice, and so many are taken that their rows of W are still in the cache when they are read again;
-    the drive is then a sum over such groups, in a buffer of float32. That pays while these sums stay in the cache, or
-    cost less than the second reading.
+    the drive is then a sum over such groups, in a buffer of float32. Where these sums would not stay in the cache they
+    would cost more than the second reading, and all outputs are taken.
 
     Args:
         architecture: from pccompile.kernels.devices.architecture_of.
@@ -178,9 +178,4 @@ def outputs_at_a_time(
     if out * row <= budget:
         return out
     group = budget // row // tiles.block_out * tiles.block_out
-    if group == 0:
-        return out
-    sums = 4 * batch * in_features
-    rounds = -(-batch // (tiles.block_batch * PROCESSORS[architecture]))  # each reads W anew
-    spared, spent = rounds * out * row, 0 if sums <= budget else 2 * sums * (-(-out // group) - 1)
-    return group if spent < spared else out
+    return group if group and 4 * batch * in_features <= budget else out

@@ -83,6 +83,26 @@ def test_large_convolution_tiles_are_for_launches_that_fill_the_device():
         assert module.configuration_for("sm_90", "half", 256 * 32 * 32, 1, 64, direct=True) == sizes["direct"]
 
 
+def test_a_step_holds_whole_rows_where_they_fit():
+    sizes = step_configurations.CONFIGURATIONS["sm_90"]["half"]
+    for in_features, size in ((1, "whole"), (256, "whole"), (257, "long"), (1024, "long"), (1025, "tiled")):
+        assert step_configurations.configuration_for("sm_90", "half", in_features) == sizes[size]
+
+
+@pytest.mark.parametrize(
+    ("batch", "out", "in_features", "expected"),
+    [
+        (512, 4096, 2048, 4096),  # half of the cache holds the weight
+        (512, 16384, 4096, 3200),  # it holds 3200 of its rows, and the sums
+        (2**17, 16384, 4096, 16384),  # the sums do not stay there, and would cost more than they spare
+        (8, 1024, 2**22, 1024),  # it does not hold the rows of one tile
+    ],
+)
+def test_outputs_are_taken_in_groups_where_that_spares_bytes(batch, out, in_features, expected):
+    tiles = step_configurations.CONFIGURATIONS["sm_90"]["half"]["tiled"]
+    assert step_configurations.outputs_at_a_time("sm_90", tiles, batch, out, in_features, 2) == expected
+
+
 def test_gradients_are_shared_by_as_many_programs_as_fill_the_device():
     splits_for = conv_error_configurations.splits_for
     assert splits_for("sm_90", tiles=9, row_tiles=8192) == 29
