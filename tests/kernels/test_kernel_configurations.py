@@ -12,14 +12,18 @@ from interpreter import INTERPRETED
 from recorded import recorded
 from shipped import cases_of, launches_of
 
+from pccompile.kernels.batch_norm import configurations as batch_norm_configurations
 from pccompile.kernels.conv_error import configurations as conv_error_configurations
 from pccompile.kernels.conv_predict import configurations as conv_predict_configurations
 from pccompile.kernels.conv_step import configurations as conv_step_configurations
+from pccompile.kernels.cross_entropy import configurations as cross_entropy_configurations
 from pccompile.kernels.devices import ARCHITECTURES
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_predict import configurations as predict_configurations
 from pccompile.kernels.linear_step import configurations as step_configurations
+from pccompile.kernels.row_norm import configurations as row_norm_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
+from pccompile.kernels.tables import Streamed
 
 TABLES = {
     "linear_predict": (predict_configurations, {"large", "small"}),
@@ -81,6 +85,20 @@ def test_large_convolution_tiles_are_for_launches_that_fill_the_device():
         assert module.configuration_for("sm_90", "half", 256 * 32 * 32, 64, 1, direct=False) == sizes["large"]
         assert module.configuration_for("sm_90", "half", 4 * 8 * 8, 64, 1, direct=False) == sizes["small"]
         assert module.configuration_for("sm_90", "half", 256 * 32 * 32, 1, 64, direct=True) == sizes["direct"]
+
+
+def test_what_is_bound_by_memory_is_cut_up_by_its_cell_and_its_shape():
+    cell = Streamed(4096, 2)
+    norm, loss = row_norm_configurations, cross_entropy_configurations
+    assert norm.fitted(cell, 100, 1000) == norm.Configuration(4, 1024, True, 2)
+    assert norm.fitted(cell, 2, 1000) == norm.Configuration(2, 1024, True, 2)
+    assert norm.fitted(cell, 100, 5000) == norm.Configuration(1, 4096, False, 2)
+    assert loss.fitted(loss.Configuration(1, 2048, 2), 100, 1000, 1) == loss.Configuration(2, 1024, 2)
+    assert loss.fitted(loss.Configuration(1, 4096, 2), 100, 5000, 1) == loss.Configuration(1, 4096, 2)
+    assert loss.fitted(loss.Configuration(64, 32, 2), 49, 1000, 49) == loss.Configuration(64, 32, 2)
+    batch = batch_norm_configurations
+    assert batch.fitted(batch.Configuration(1, 64, 2), 3, 5, 100, pools=True) == batch.Configuration(1, 128, 2)
+    assert batch.fitted(batch.Configuration(8, 64, 2), 3, 5, 100) == batch.Configuration(8, 64, 2)
 
 
 def test_a_step_holds_whole_rows_where_they_fit():
