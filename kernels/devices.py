@@ -12,6 +12,7 @@ from pccompile.kernels.tiles import grouped_tile
 
 __all__ = [
     "ARCHITECTURES",
+    "CACHE_BYTES",
     "PROCESSORS",
     "Architecture",
     "architecture_of",
@@ -30,6 +31,16 @@ ARCHITECTURES: tuple[Architecture, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
 # Multiprocessors (compute units) of each architecture's largest part: a grid smaller than this leaves some idle. A
 # table, not a query: the choice of tiles, and so the rounding of a sum, is then the same on every part.
 PROCESSORS: dict[Architecture, int] = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304, "interpreter": 1}
+
+# The last cache before memory of each architecture's largest part, for the same reason a table: L2, and AMD's Infinity
+# Cache. The interpreter's is small enough for the tests to overflow it.
+CACHE_BYTES: dict[Architecture, int] = {
+    "sm_80": 40 * 2**20,
+    "sm_90": 50 * 2**20,
+    "sm_100": 126 * 2**20,
+    "gfx942": 256 * 2**20,
+    "interpreter": 16 * 2**10,
+}
 
 
 def interpreted() -> bool:

@@ -19,10 +19,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pccompile.kernels.devices import Architecture
 from pccompile.kernels.products import product_tile
+from pccompile.kernels.tables import Space, overlaid
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
     "CONFIGURATIONS",
+    "SPACE",
     "Configuration",
     "carry_back",
     "configuration_for",
@@ -57,7 +59,8 @@ _NVIDIA = {
     "ieee": Configuration(16, 16, 16, 4, 3),
 }
 
-CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
+_Table = dict[Architecture, dict[str, Configuration]]
+_SHIPPED: _Table = {
     "sm_80": _NVIDIA,
     "sm_90": _NVIDIA,
     "sm_100": _NVIDIA,
@@ -68,6 +71,9 @@ CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
     },
     "interpreter": {precision: Configuration(16, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
 }
+
+SPACE = Space("recurrences", (("block_batch", "block_units", "block_sum"),))
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(architecture: Architecture, precision: str) -> Configuration:

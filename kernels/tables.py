@@ -1,13 +1,13 @@
 """Tables of configurations that a tuner measured, laid over those that the kernels ship.
 
-A file of an operation is JSON: {"format": 1, "operation": NAME, "entries": [ENTRY, ...]}. An entry names the cell of
-the operation's table that it replaces (architecture, precision and, where the table has them, size), the fields of
-the configuration, and what the tuner has to say about its measurement. `python -m bench gpu --part tune` writes such
+An operation's configurations.py has the table that it ships and a Space: which fields a tuner may change, to which
+values. A file of an operation is JSON: {"format": 1, "operation": NAME, "entries": [ENTRY, ...]}. An entry names the
+cell of the operation's table that it replaces (architecture, precision and, where the table has them, size), the fields
+of the configuration, and what the tuner has to say about its measurement. `python -m bench gpu --part tune` writes such
 files.
 
-Read are, in this order, `tuned.json` in the operation's folder and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once,
-when the kernels are imported. What is corrupt, or by an estimate does not fit the architecture, is left out with a
-warning.
+Read are, in this order, `kernels/tuned/OPERATION.json` and `OPERATION.json` in `$PCCOMPILE_TUNED_DIR`, once, when the
+kernels are imported. What is corrupt, or by an estimate does not fit the architecture, is left out with a warning.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-__all__ = ["FORMAT", "SHARED_BYTES", "Product", "cells", "overlaid", "problem_with", "shared_bytes", "tuned_files"]
+from pccompile.kernels.devices import ARCHITECTURES, Architecture
+
+__all__ = [
+    "FORMAT",
+    "SHARED_BYTES",
+    "Product",
+    "Space",
+    "Streamed",
+    "cells",
+    "everywhere",
+    "overlaid",
+    "problem_with",
+    "shared_bytes",
+    "tuned_files",
+]
 
 FORMAT = 1
 DIRECTORY = "PCCOMPILE_TUNED_DIR"
@@ -30,30 +43,80 @@ SHARED_BYTES = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "
 BYTES = {"half": 2, "tf32": 4, "ieee": 4}  # of an operand
 MOST_WARPS, MOST_STAGES, LARGEST_TILE = 16, 8, 512
 
+_TILES = (16, 32, 64, 128, 256)  # tl.dot's least; more than 256 spills
+_WARPS = (4, 8)
+_STAGES = (2, 3, 4, 5)
+
 Product = tuple[str, str, str]  # a configuration's fields: rows, columns and summed terms of a product's tile
 Table = TypeVar("Table", bound=Mapping[Any, Any])
 
 
-def overlaid(
-    operation: str, table: Table, products: Sequence[Product], least: Mapping[str, int] = MappingProxyType({})
-) -> Table:
+@dataclass(frozen=True)
+class Space:
+    """What of an operation's configurations can be chosen: the mechanism is the same for all of them.
+
+    Attributes:
+        operation: its name, and that of its files.
+        products: the products of matrices that fields cut up. Of a configuration count those whose fields it has.
+        choices: the values that a field may have, ascending powers of two; they go before those that fields of
+            products, warps and stages have anyway.
+        least: the smallest value of a field, where the kernel needs one.
+    """
+
+    operation: str
+    products: tuple[Product, ...] = ()
+    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    def products_of(self, configuration: Any) -> list[Product]:
+        """Those that a configuration cuts up."""
+        names = {each.name for each in fields(configuration)}
+        return [product for product in self.products if names.issuperset(product)]
+
+    def values_of(self, configuration: Any) -> dict[str, tuple[int, ...]]:
+        """The values that a tuner may try, by field; a field without any stays as it is."""
+        tiles = {name for product in self.products_of(configuration) for name in product}
+        known = dict.fromkeys(tiles, _TILES) | {"warps": _WARPS, "stages": _STAGES} | dict(self.choices)
+        return {each.name: known[each.name] for each in fields(configuration) if each.name in known}
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How a launch is cut up that is bound by memory.
+
+    Attributes:
+        elements: that a program holds at a time.
+        warps: warps (wavefronts) per program.
+    """
+
+    elements: int
+    warps: int
+
+
+def everywhere(sizes: Mapping[str, Any]) -> dict[Architecture, dict[str, dict[str, Any]]]:
+    """The table of an operation without products, whose configurations ship the same for every architecture."""
+    return {
+        architecture: {each: dict(sizes) for each in ("half", "ieee")}
+        for architecture in (*ARCHITECTURES, "interpreter")
+    }
+
+
+def overlaid(space: Space, table: Table) -> Table:
     """The table with the cells that tuned files have, in their place.
 
     Args:
-        operation: its name, and that of its folder.
+        space: the operation's.
         table: configurations by architecture, precision and, in most tables, size.
-        products: the products of matrices that a configuration's fields cut up.
-        least: the smallest value of a field, where the kernel needs one.
     """
-    for path in tuned_files(operation):
-        for entry in _entries(operation, path):
-            table = _with(table, entry, products, least, path)
+    for path in tuned_files(space.operation):
+        for entry in _entries(space.operation, path):
+            table = _with(table, entry, space, path)
     return table
 
 
 def tuned_files(operation: str) -> list[Path]:
     """The files that are there, the one that has the last word last."""
-    files = [Path(__file__).parent / operation / "tuned.json"]
+    files = [Path(__file__).parent / "tuned" / f"{operation}.json"]
     if os.environ.get(DIRECTORY):
         files.append(Path(os.environ[DIRECTORY]) / f"{operation}.json")
     return [path for path in files if path.is_file()]
@@ -77,36 +140,30 @@ def shared_bytes(configuration: Any, products: Sequence[Product], precision: str
     return tiles * BYTES[precision] * max(int(fields.get("stages", 1)), 1)
 
 
-def problem_with(
-    configuration: Any,
-    shipped: Any,
-    products: Sequence[Product],
-    architecture: str,
-    precision: str,
-    least: Mapping[str, int] = MappingProxyType({}),
-) -> str | None:
+def problem_with(configuration: Any, shipped: Any, space: Space, architecture: str, precision: str) -> str | None:
     """Why a configuration cannot be launched on an architecture, or None.
 
     Args:
         configuration: of the same class as `shipped`.
         shipped: the cell that it would replace.
-        products: as for `overlaid`.
+        space: the operation's.
         architecture: a key of SHARED_BYTES; another has no budget.
         precision: "half", "tf32" or "ieee".
-        least: as for `overlaid`.
     """
+    products = space.products_of(shipped)
     tiles = {name for product in products for name in product}
     for name, value in asdict(configuration).items():
         if value is None and getattr(shipped, name) is None:
             continue
         if type(value) is not int or value < 0:
             return f"{name} is {value!r}, not a number"
-        if value < least.get(name, 0):
-            return f"{name} is {value}, less than {least[name]}"
-        if name in tiles and not (_power_of_two(value) and value <= LARGEST_TILE):
-            return f"{name} is {value}, not a power of two up to {LARGEST_TILE}"
-        if name == "warps" and not (_power_of_two(value) and value <= MOST_WARPS):
-            return f"warps is {value}, not a power of two up to {MOST_WARPS}"
+        if value < space.least.get(name, 0):
+            return f"{name} is {value}, less than {space.least[name]}"
+        most = max(space.choices.get(name, (LARGEST_TILE,)))
+        if name == "warps":
+            most = MOST_WARPS
+        if name in tiles | {"warps"} | set(space.choices) and not (_power_of_two(value) and value <= most):
+            return f"{name} is {value}, not a power of two up to {most}"
         if name == "stages" and not 1 <= value <= MOST_STAGES:
             return f"stages is {value}, not 1 to {MOST_STAGES}"
         if name == "group" and value < 1:
@@ -131,8 +188,9 @@ def _entries(operation: str, path: Path) -> list[Any]:
     return entries
 
 
-def _with(table: Any, entry: Any, products: Sequence[Product], least: Mapping[str, int], path: Path) -> Any:
+def _with(table: Any, entry: Any, space: Space, path: Path) -> Any:
     """The table with an entry's configuration in its cell, or as it is, with a warning."""
+    problem: str | None
     try:
         keys = [entry[name] for name in ("architecture", "precision", "size") if entry.get(name) is not None]
         shipped: Any = table
@@ -141,7 +199,7 @@ def _with(table: Any, entry: Any, products: Sequence[Product], least: Mapping[st
         if isinstance(shipped, Mapping) or set(entry["configuration"]) != set(asdict(shipped)):
             raise ValueError("it does not have the fields of a cell of this table")
         configuration = replace(shipped, **entry["configuration"])
-        problem = problem_with(configuration, shipped, products, keys[0], keys[1], least)
+        problem = problem_with(configuration, shipped, space, keys[0], keys[1])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:

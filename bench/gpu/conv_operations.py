@@ -5,24 +5,22 @@ Shapes are (batch, channels, height and width, out, kernel, stride), padded so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bench.gpu.linear_operations import launcher_of, random_tensors, size_in
-from bench.gpu.tune import Launch
+from bench.gpu.tune import Launch, Operation
 from pccompile.kernels.conv_error import configurations as error_configurations
 from pccompile.kernels.conv_error.kernel import launch_conv_error
 from pccompile.kernels.conv_predict import configurations as predict_configurations
 from pccompile.kernels.conv_predict.kernel import launch_conv_predict
+from pccompile.kernels.conv_step import configurations as step_configurations
+from pccompile.kernels.conv_step.kernel import launch_conv_step
 from pccompile.kernels.convolution_geometry import Geometry, geometry_of
-from pccompile.kernels.tables import Product
 
-__all__ = ["ConvError", "ConvPredict"]
-
-Shape = tuple[int, int, int, int, int, int]
+__all__ = ["CONV_ERROR", "CONV_PREDICT", "CONV_STEP"]
 
 MNIST = ((64, 1, 28, 16, 3, 2), (64, 16, 14, 32, 3, 2))
 CIFAR = ((64, 3, 32, 64, 3, 1), (64, 64, 32, 128, 3, 1), (64, 128, 16, 256, 3, 1))
@@ -47,73 +45,52 @@ def _layer(shape: tuple[int, ...], precision: str, device: str) -> tuple[list[to
     return tensors, geometry_of("tune", *tensors[:2], [stride] * 2, around, [1, 1], 1, "none", [1, 1, 1, 1])
 
 
-@dataclass(frozen=True)
-class ConvPredict:
-    """conv_predict with gelu, which keeps its pre-activation."""
-
-    name: str = "conv_predict"
-    products: Sequence[Product] = predict_configurations.PRODUCTS
-    least: Mapping[str, int] = field(default_factory=lambda: predict_configurations.LEAST)
-    shapes: Sequence[Shape] = (*MNIST, *CIFAR, *RESNET)
-    device: str = "cuda"
-
-    def cells(self, architecture: str, precision: str) -> Mapping[str | None, Any]:
-        """The shipped configurations by size."""
-        return predict_configurations.CONFIGURATIONS[architecture][precision]  # type: ignore[index, return-value, no-any-return]
-
-    def size_of(self, architecture: str, precision: str, shape: tuple[int, ...]) -> str | None:
-        """The size whose configuration a shape gets."""
-        batch, _, size, out, _, stride = shape
-        rows = batch * (-(-size // stride)) ** 2
-        chosen = predict_configurations.configuration_for(architecture, precision, rows, out, 1, False)  # type: ignore[arg-type]
-        return size_in(self.cells(architecture, precision), chosen)
-
-    def prepare(self, shape: tuple[int, ...], precision: str) -> Callable[[Any], Launch]:
-        """Random tensors, and the launch for a configuration."""
-        (x, weight, bias, output, residual), geometry = _layer(shape, precision, self.device)
-
-        return launcher_of(
-            launch_conv_predict,
-            (x, weight, bias, output, residual, None, geometry, "gelu"),
-            (output, residual),
-            precision,
-        )
+def _predict_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
+    batch, _, size, out, _, stride = shape
+    rows = batch * (-(-size // stride)) ** 2
+    chosen = predict_configurations.configuration_for(architecture, precision, rows, out, 1, False)
+    return size_in(predict_configurations.CONFIGURATIONS[architecture][precision], chosen)
 
 
-@dataclass(frozen=True)
-class ConvError:
-    """conv_error with gelu: the parent's error, dW and db."""
+def _predict(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    """With gelu, which keeps its pre-activation."""
+    (x, weight, bias, *results), geometry = _layer(shape, precision, device)
+    return launcher_of(launch_conv_predict, (x, weight, bias, *results, None, geometry, "gelu"), results, precision)
 
-    name: str = "conv_error"
-    products: Sequence[Product] = error_configurations.PRODUCTS
-    least: Mapping[str, int] = field(default_factory=dict)
-    shapes: Sequence[Shape] = (*MNIST, *CIFAR, *RESNET)
-    device: str = "cuda"
 
-    def cells(self, architecture: str, precision: str) -> Mapping[str | None, Any]:
-        """The shipped configurations by size."""
-        return error_configurations.CONFIGURATIONS[architecture][precision]  # type: ignore[index, return-value, no-any-return]
+def _error_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
+    batch, channels, size, _, _, stride = shape
+    rows = stride**2 * batch * (-(-size // stride)) ** 2
+    chosen = error_configurations.configuration_for(architecture, precision, rows, channels, 1, False)
+    return size_in(error_configurations.CONFIGURATIONS[architecture][precision], chosen)
 
-    def size_of(self, architecture: str, precision: str, shape: tuple[int, ...]) -> str | None:
-        """The size whose configuration a shape gets."""
-        batch, channels, size, _, _, stride = shape
-        rows = stride**2 * batch * (-(-size // stride)) ** 2
-        chosen = error_configurations.configuration_for(architecture, precision, rows, channels, 1, False)  # type: ignore[arg-type]
-        return size_in(self.cells(architecture, precision), chosen)
 
-    def prepare(self, shape: tuple[int, ...], precision: str) -> Callable[[Any], Launch]:
-        """Random tensors, and the launch for a configuration."""
-        (x, weight, bias, residual, error), geometry = _layer(shape, precision, self.device)
-        targets = {
-            "parent_error": torch.empty_like(x),
-            "weight_gradient": torch.empty_like(weight),
-            "bias_gradient": torch.empty_like(bias),
-        }
+def _error(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    """With gelu: the parent's error, dW and db."""
+    (x, weight, bias, residual, error), geometry = _layer(shape, precision, device)
+    targets = {
+        "parent_error": torch.empty_like(x),
+        "weight_gradient": torch.empty_like(weight),
+        "bias_gradient": torch.empty_like(bias),
+    }
+    arguments = (error, residual, None, x, weight, geometry, "gelu")
+    return launcher_of(launch_conv_error, arguments, tuple(targets.values()), precision, **targets)
 
-        return launcher_of(
-            launch_conv_error,
-            (error, residual, None, x, weight, geometry, "gelu"),
-            tuple(targets.values()),
-            precision,
-            **targets,
-        )
+
+def _step(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    """With tanh: the error, what its derivative is read from, and the feedback."""
+    (x, weight, bias, value, error), geometry = _layer(shape, precision, device)
+    results = error, torch.empty_like(error), torch.empty_like(x)
+    error, residual, target = results
+    arguments = (x, weight, bias, value, error, residual, None, target, geometry, "tanh")
+    return launcher_of(launch_conv_step, arguments, results, precision)
+
+
+_SHAPES = (*MNIST, *CIFAR, *RESNET)
+CONV_PREDICT = Operation(
+    predict_configurations.SPACE, predict_configurations.CONFIGURATIONS, _SHAPES, _predict_size, _predict
+)
+CONV_ERROR = Operation(error_configurations.SPACE, error_configurations.CONFIGURATIONS, _SHAPES, _error_size, _error)
+CONV_STEP = Operation(
+    step_configurations.SPACE, step_configurations.CONFIGURATIONS, _SHAPES, lambda *_: "product", _step
+)

@@ -8,7 +8,6 @@ from bench.gpu import training
 from bench.gpu.agreement import SMALL, TOLERANCES, cases_of, check_agreement
 from bench.gpu.check import files_of_tests, run_tests
 from bench.gpu.launch_counts import COUNTED, count_model
-from bench.gpu.linear_operations import PRECISIONS
 from bench.gpu.operations import OPERATIONS
 from bench.gpu.runner import CHECK, Part
 from bench.gpu.tune import Operation, tune_operation
@@ -90,7 +89,7 @@ def _tunings() -> list[Part]:
             _tuning(operation, precision),
         )
         for operation in OPERATIONS
-        for precision in PRECISIONS
+        for precision in operation.precisions
     ]
 
 

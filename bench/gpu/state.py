@@ -47,7 +47,7 @@ class Key:
 
         found = versions()
         python = (path for name in SOURCES for path in (ROOT / name).rglob("*.py"))
-        tables = [*(ROOT / "kernels").rglob("tuned.json")]
+        tables = [*(ROOT / "kernels" / "tuned").glob("*.json")]
         folder = os.environ.get("PCCOMPILE_TUNED_DIR")
         tuned = digest(Path(folder).glob("*.json")) if folder else ""
         return cls(

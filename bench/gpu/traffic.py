@@ -73,17 +73,23 @@ def linear_error(batch: int, inputs: int, out: int) -> Traffic:
 
 
 def linear_step(batch: int, inputs: int, out: int) -> Traffic:
-    """v and e beside x, W, b and the drive."""
+    """v and e beside x, W, b and the drive; in wide layers d is kept, and W read again, by tiles or groups of tiles."""
     x, weight, y = batch * inputs, out * inputs, batch * out
-    chosen = step_configurations.CONFIGURATIONS["sm_90"]["half"]
-    wide = inputs > chosen.narrow
-    minimum = S * (x + weight + out + 2 * y + x)
-    loaded = S * weight * -(-batch // chosen.block_batch) * (2 if wide else 1)
+    chosen = step_configurations.configuration_for("sm_90", "half", inputs)
+    programs = -(-batch // chosen.block_batch)
+    minimum = moved = S * (x + weight + out + 2 * y + x)
+    loaded, which = S * weight * programs, "whole rows"
+    if isinstance(chosen, step_configurations.Tiled):
+        group = step_configurations.outputs_at_a_time("sm_90", chosen, batch, out, inputs, S)
+        out_tiles, in_tiles, groups = -(-out // chosen.block_out), -(-inputs // chosen.block_in), -(-out // group)
+        moved += 2 * S * y
+        loaded = 2 * loaded + S * (x * out_tiles + y * in_tiles) + 4 * x * (groups - 1)
+        which = f"tiles, {groups} groups" if groups > 1 else "tiles"
     return Traffic(
         "linear_step",
-        _linear(batch, inputs, out, "wide" if wide else "narrow"),
+        _linear(batch, inputs, out, which),
         minimum,
-        minimum + (2 * S * y if wide else 0),
+        moved,
         S * (x + weight + out + y) + 5 * S * y + 3 * S * y + S * (y + weight + x),  # product, act, compare, d, product
         loaded,
     )
@@ -146,7 +152,9 @@ def row_norm_predict(rows: int, columns: int) -> Traffic:
 
 def row_norm_error(rows: int, columns: int) -> Traffic:
     """Each program's share of dw and db is float32, written and read once, and so are the groups'."""
-    programs = norm_configurations.programs_for(rows, norm_configurations.configuration_for(rows, columns))
+    programs = norm_configurations.programs_for(
+        rows, norm_configurations.configuration_for("sm_90", "half", rows, columns)
+    )
     groups = -(-programs // norm_configurations.GROUP)
     minimum = 3 * S * rows * columns + 3 * S * columns + 8 * rows
     return Traffic("row_norm, error", f"{rows} x {columns}", minimum, minimum + 16 * (programs + groups) * columns)
@@ -249,6 +257,8 @@ EXAMPLES = (
     linear_error(64, 784, 256),
     linear_step(64, 256, 256),
     linear_step(512, 1024, 1024),
+    linear_step(512, 4096, 4096),
+    linear_step(512, 4096, 16384),
     strict_sweep(64, (784, 256, 256, 10), 20),
     conv_predict(64, 64, 32, 128),
     conv_error(64, 64, 32, 128),

@@ -2,7 +2,8 @@
 
 A cell is an architecture's, a precision's and a size's. Its shapes are those that the shipped table gives to it; what
 is minimised is the geometric mean, over its shapes, of a configuration's time by the shipped one's, both timed in
-turn. A configuration that cannot be launched, or whose results differ from the shipped one's, is none.
+turn. A configuration that does not compile, cannot be launched, or whose results differ from the shipped one's, is left
+out with a note.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from bench.gpu.candidates import neighbours
 from bench.gpu.timing import Timer, event_medians
 from bench.gpu.work import Work
-from pccompile.kernels.tables import FORMAT, Product
+from pccompile.kernels.tables import FORMAT, Space
 
 __all__ = ["Launch", "Operation", "Tuned", "tune_cell", "tune_operation", "write_table"]
 
 ROUNDS = 6
 GAIN = 0.98  # a configuration has to be so much quicker to be taken
 CELL_SECONDS = 60.0
+NOTE = 200  # characters of what the compiler says
 ERRORS = {"half": 2e-2, "tf32": 5e-3, "ieee": 1e-5}  # RMS of the difference by RMS of the shipped one's result
 
 
@@ -43,33 +44,39 @@ class Launch:
     results: Sequence[torch.Tensor]
 
 
-class Operation(Protocol):
-    """What can be tuned."""
+@dataclass(frozen=True)
+class Operation:
+    """What can be tuned.
+
+    Attributes:
+        space: the operation's.
+        table: its configurations by architecture, precision and, in most tables, size.
+        shapes: those that it is tuned for.
+        size_of: the size whose configuration a shape gets on an architecture, in a precision; None where the table has
+            no sizes.
+        prepare: tensors of a shape, in a precision, on a device, and the launch on them for a configuration.
+    """
+
+    space: Space
+    table: Mapping[Any, Mapping[str, Any]]
+    shapes: Sequence[tuple[int, ...]]
+    size_of: Callable[[str, str, tuple[int, ...]], str | None]
+    prepare: Callable[[tuple[int, ...], str, str], Callable[[Any], Launch]]
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The operation's."""
+        return self.space.operation
 
     @property
-    def products(self) -> Sequence[Product]:
-        """Those that its configurations cut up."""
-
-    @property
-    def least(self) -> Mapping[str, int]:
-        """The smallest values of fields, where the kernel needs one."""
-
-    @property
-    def shapes(self) -> Sequence[tuple[int, ...]]:
-        """Those that it is tuned for."""
+    def precisions(self) -> tuple[str, ...]:
+        """Those that it has configurations for."""
+        return tuple(next(iter(self.table.values())))
 
     def cells(self, architecture: str, precision: str) -> Mapping[str | None, Any]:
         """The shipped configurations by size; None is the size of a table without sizes."""
-
-    def size_of(self, architecture: str, precision: str, shape: tuple[int, ...]) -> str | None:
-        """The size whose configuration a shape gets."""
-
-    def prepare(self, shape: tuple[int, ...], precision: str) -> Callable[[Any], Launch]:
-        """Tensors of a shape, and the launch for a configuration of an operation on them."""
+        found = self.table[architecture][precision]
+        return found if isinstance(found, Mapping) else {None: found}
 
 
 @dataclass(frozen=True)
@@ -80,57 +87,57 @@ class Tuned:
         configuration: the quickest.
         ratio: its time by the shipped one's, a geometric mean over the shapes; below one is quicker.
         tried: how many configurations were launched.
-        refused: how many could not be, or gave something else.
+        refused: why others could not be, or that they gave something else, by their fields.
         shapes: seconds by shape, of the shipped one and of the quickest.
     """
 
     configuration: Any
     ratio: float
     tried: int
-    refused: int
+    refused: dict[str, str]
     shapes: dict[str, tuple[float, float]]
 
 
 def tune_cell(
     shipped: Any,
-    products: Sequence[Product],
+    space: Space,
     launchers: Mapping[str, Callable[[Any], Launch]],
     architecture: str,
     precision: str,
     timer: Timer = event_medians,
     begin: Callable[[], None] = lambda: None,
-    least: Mapping[str, int] = MappingProxyType({}),
 ) -> Tuned:
     """The quickest configuration for some shapes.
 
     Args:
         shipped: the configuration to begin with, and to compare with.
-        products: the products of matrices that its fields cut up.
+        space: the operation's.
         launchers: for each shape, by name, the launch of a configuration.
         architecture, precision: of the cell.
         timer: times launches in turn.
         begin: is called before each round, and raises where there is no time for it.
-        least: the smallest values of fields, where the kernel needs one.
     """
-    best, best_ratio, seen, refused = shipped, 1.0, {shipped}, 0
+    best, best_ratio, seen = shipped, 1.0, {shipped}
+    refused: dict[str, str] = {}
     shapes: dict[str, tuple[float, float]] = {}
     expected = {shape: _results(launcher(shipped)) for shape, launcher in launchers.items()}
     for _ in range(ROUNDS):
         begin()
-        around = [c for c in neighbours(best, products, architecture, precision, least) if c not in seen]
+        around = [c for c in neighbours(best, space, architecture, precision) if c not in seen]
         if not around:
             break
         seen.update(around)
         ratios: dict[Any, list[tuple[float, float]]] = {candidate: [] for candidate in around}
         for shape, launcher in launchers.items():
-            launches = {candidate: _usable(launcher, candidate, expected[shape], precision) for candidate in ratios}
-            ratios = {candidate: ratios[candidate] for candidate, launch in launches.items() if launch is not None}
+            tried = {candidate: _usable(launcher, candidate, expected[shape], precision) for candidate in ratios}
+            refused |= {str(candidate): f"{shape}: {why}" for candidate, why in tried.items() if isinstance(why, str)}
+            launches = {candidate: launch for candidate, launch in tried.items() if isinstance(launch, Launch)}
+            ratios = {candidate: ratios[candidate] for candidate in launches}
             timed = {"shipped": launcher(shipped).run}
-            timed |= {str(index): launches[c].run for index, c in enumerate(ratios)}  # type: ignore[union-attr]
+            timed |= {str(index): launches[candidate].run for index, candidate in enumerate(ratios)}
             seconds = timer(timed)
             for index, candidate in enumerate(ratios):
                 ratios[candidate].append((seconds["shipped"], seconds[str(index)]))
-        refused += len(around) - len(ratios)
         means = {candidate: _mean_ratio(pairs) for candidate, pairs in ratios.items()}
         quickest = min(means, key=means.__getitem__, default=None)
         if quickest is None or means[quickest] > GAIN * best_ratio:
@@ -140,7 +147,9 @@ def tune_cell(
     return Tuned(best, best_ratio, len(seen) - 1, refused, shapes)
 
 
-def tune_operation(operation: Operation, precision: str, architecture: str) -> Callable[[Work], None]:
+def tune_operation(
+    operation: Operation, precision: str, architecture: str, device: str = "cuda"
+) -> Callable[[Work], None]:
     """A part that tunes an operation in a precision, a cell at a time, and writes its table."""
 
     def run(work: Work) -> None:
@@ -153,12 +162,8 @@ def tune_operation(operation: Operation, precision: str, architecture: str) -> C
             if not shapes:
                 work.add(name, {"left_out": "no shape of the list has this size"})
                 continue
-            launchers = {"x".join(map(str, shape)): operation.prepare(shape, precision) for shape in shapes}
-            tuned = tune_cell(
-                *(shipped, operation.products, launchers, architecture, precision),
-                begin=work.begin,
-                least=operation.least,
-            )
+            launchers = {"x".join(map(str, shape)): operation.prepare(shape, precision, device) for shape in shapes}
+            tuned = tune_cell(shipped, operation.space, launchers, architecture, precision, begin=work.begin)
             found = {**asdict(tuned), "architecture": architecture, "precision": precision, "size": size}
             work.add(name, found)
             torch.cuda.empty_cache()
@@ -190,15 +195,15 @@ def _results(launch: Launch) -> list[torch.Tensor]:
 
 def _usable(
     launcher: Callable[[Any], Launch], candidate: Any, expected: Sequence[torch.Tensor], precision: str
-) -> Launch | None:
-    """The launch of a candidate, unless it fails or gives something else."""
+) -> Launch | str:
+    """The launch of a candidate, or why there is none: it fails, or gives something else."""
     try:
         launch = launcher(candidate)
         found = _results(launch)
-    except Exception:  # out of resources, or what the compiler cannot do
-        return None
-    right = all(_error(a, b) <= ERRORS[precision] for a, b in zip(found, expected, strict=True))
-    return launch if right else None
+    except Exception as error:  # out of resources, or what the compiler cannot do
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:NOTE]}"
+    largest = max((_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+    return launch if largest <= ERRORS[precision] else f"its results differ by {largest:.1e}"
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.batch_norm.configurations import Configuration, configuration_for
+from pccompile.kernels.devices import Architecture, precision_of
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -58,10 +59,10 @@ def store_elements(pointer, strides, channel, sample, position, within, values, 
 # On the host ----------------------------------------------------------------------------------------------------------
 
 
-def chosen_for(x: Tensor, pools: bool = False) -> Configuration:
+def chosen_for(x: Tensor, architecture: Architecture, pools: bool = False) -> Configuration:
     """How a launch over (outer, channels, inner) is cut up."""
-    outer, channels, inner = x.shape
-    return configuration_for(outer, channels, inner, channels_adjacent=inner == 1 or x.stride(1) == 1, pools=pools)
+    adjacent = x.shape[2] == 1 or x.stride(1) == 1
+    return configuration_for(architecture, precision_of(x.dtype, "ieee"), *x.shape, adjacent, pools)
 
 
 def pointer(tensor: Tensor | None, instead: Tensor) -> Tensor:

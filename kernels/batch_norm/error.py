@@ -260,7 +260,7 @@ def launch_batch_norm_error(
             if each is not None:
                 each.clear_gradients()
         return
-    chosen = configuration or chosen_for(x)
+    chosen = configuration or chosen_for(x, architecture)
     second = branch if other is None else other
     # of several errors the compiler would rather spill than use more registers
     registers = registers_of(architecture) if d is not None or other is not None else None

@@ -246,9 +246,9 @@ def launch_batch_norm_predict(
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
     x = branch.x
-    architecture_of(x.device)  # refuses where no kernel runs; nothing here depends on which it is
+    architecture = architecture_of(x.device)
     outer, channels, inner = x.shape
-    chosen = configuration or chosen_for(x, pools=pooled is not None)
+    chosen = configuration or chosen_for(x, architecture, pools=pooled is not None)
     second = branch if other is None else other
     added = "tensor" if addend is not None else "none"
     count_launch("batch_norm_predict")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
-from pccompile.kernels.tables import Product, overlaid
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for", "splits_for"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "configuration_for", "splits_for"]
 
 _LEAST_TILES_PER_SPLIT = 8
 _MOST_SPLITS = 64
@@ -106,11 +106,15 @@ _SHIPPED: _Table = {
     },
 }
 
-PRODUCTS: tuple[Product, ...] = (
-    ("parent_rows", "parent_in", "parent_out"),
-    ("gradient_out", "gradient_in", "gradient_rows"),
+# At least the positions of the largest pooling window.
+SPACE = Space(
+    "conv_error",
+    (
+        ("parent_rows", "parent_in", "parent_out"),
+        ("gradient_out", "gradient_in", "gradient_rows"),
+    ),
 )
-CONFIGURATIONS: _Table = overlaid("conv_error", _SHIPPED, PRODUCTS)
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
-from pccompile.kernels.tables import Product, overlaid
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "LEAST", "PRODUCTS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ _SHIPPED: _Table = {
     },
 }
 
-PRODUCTS: tuple[Product, ...] = (("block_rows", "block_out", "block_in"),)
-LEAST = {"block_rows": 64}  # the positions of the largest pooling window
-CONFIGURATIONS: _Table = overlaid("conv_predict", _SHIPPED, PRODUCTS, LEAST)
+# At least the positions of the largest pooling window.
+SPACE = Space("conv_predict", (("block_rows", "block_out", "block_in"),), least={"block_rows": 64})
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(

@@ -1,8 +1,8 @@
 """Tiles, bands, warps and stages of conv_step, per architecture and arithmetic. Starting values, not yet measured.
 
-One size for each arithmetic, and "direct" for narrow groups: a program walks over all tiles of its band. Tiles have at
-least as many rows as the largest pooling window has positions. sm_80's tables stay below 99 KiB of shared memory, all
-that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). One size for each arithmetic, and "direct" for narrow groups: a
+program walks over all tiles of its band. Tiles have at least as many rows as the largest pooling window has positions.
+sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from pccompile.kernels.convolution_geometry import Geometry
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "Configuration", "bands_for"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "bands_for"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ _NARROW = Configuration(64, 32, 32, 64, 32, 32, 8, 2)
 _SQUARE = Configuration(64, 64, 32, 64, 64, 32, 8, 2)
 _IEEE = {"product": Configuration(64, 64, 16, 64, 64, 16, 8, 2), "direct": _DIRECT}
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {"product": _NARROW, "direct": _DIRECT},
         "tf32": {"product": _SQUARE, "direct": _DIRECT},
@@ -70,6 +72,14 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
         for precision in ("half", "tf32", "ieee")
     },
 }
+
+# At least the positions of the largest pooling window.
+SPACE = Space(
+    "conv_step",
+    (("block_rows", "block_out", "block_in"), ("parent_rows", "parent_in", "parent_out")),
+    least={"block_rows": 64},
+)
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def bands_for(architecture: Architecture, geometry: Geometry, batch: int, lines: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pccompile.kernels.arrivals import FOLD, arrival_counters, arrives_last, fold, release_lanes
 from pccompile.kernels.cross_entropy.configurations import MOST_PROGRAMS, Configuration, configuration_for
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.devices import architecture_of, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import largest_of, sum_of
 from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
@@ -255,7 +255,7 @@ def launch_cross_entropy_predict(
     """
     architecture = architecture_of(logits.device)
     (_, classes, inner), rows = logits.shape, targets.numel()
-    chosen = configuration or configuration_for(rows, classes, inner)
+    chosen = configuration or configuration_for(architecture, precision_of(logits.dtype, "ieee"), rows, classes, inner)
     row_blocks = triton.cdiv(rows, chosen.block_rows)
     each = triton.cdiv(row_blocks, MOST_PROGRAMS)
     programs = triton.cdiv(row_blocks, each)
@@ -326,9 +326,9 @@ def launch_cross_entropy_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(logits.device)  # refuses where no kernel runs; nothing here depends on which it is
+    architecture = architecture_of(logits.device)
     (_, classes, inner), rows = logits.shape, targets.numel()
-    chosen = configuration or configuration_for(rows, classes, inner)
+    chosen = configuration or configuration_for(architecture, precision_of(logits.dtype, "ieee"), rows, classes, inner)
     programs = triton.cdiv(rows, chosen.block_rows) * triton.cdiv(classes, chosen.block_classes)
     count_launch("cross_entropy_error")
     with torch.cuda.device_of(logits):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.devices import architecture_of, precision_of
 from pccompile.kernels.embedding_error.configurations import Configuration, configuration_for
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
@@ -90,11 +90,11 @@ def launch_embedding_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(error.device)  # refuses where no kernel runs; nothing here depends on which it is
+    architecture = architecture_of(error.device)
     uses, columns = error.shape
     if error.numel() == 0:
         return
-    chosen = configuration or configuration_for(columns)
+    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, "ieee"), columns)
     ascending, order = torch.sort(indices, stable=True)
     count_launch("embedding_error")
     with torch.cuda.device_of(error):

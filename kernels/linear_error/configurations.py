@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
-from pccompile.kernels.tables import Product, overlaid
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,14 @@ _SHIPPED: _Table = {
     },
 }
 
-PRODUCTS: tuple[Product, ...] = (
-    ("parent_batch", "parent_in", "parent_out"),
-    ("gradient_out", "gradient_in", "gradient_batch"),
+SPACE = Space(
+    "linear_error",
+    (
+        ("parent_batch", "parent_in", "parent_out"),
+        ("gradient_out", "gradient_in", "gradient_batch"),
+    ),
 )
-CONFIGURATIONS: _Table = overlaid("linear_error", _SHIPPED, PRODUCTS)
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(

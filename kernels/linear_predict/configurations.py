@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
-from pccompile.kernels.tables import Product, overlaid
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "PRODUCTS", "Configuration", "configuration_for"]
+__all__ = ["CONFIGURATIONS", "SPACE", "Configuration", "configuration_for"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ _SHIPPED: _Table = {
     },
 }
 
-PRODUCTS: tuple[Product, ...] = (("block_batch", "block_out", "block_in"),)
-CONFIGURATIONS: _Table = overlaid("linear_predict", _SHIPPED, PRODUCTS)
+SPACE = Space("linear_predict", (("block_batch", "block_out", "block_in"),))
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 
 
 def configuration_for(architecture: Architecture, precision: str, batch: int, out: int) -> Configuration:

@@ -14,16 +14,23 @@ Launches: one, on a grid of ceil(batch / block_batch) programs, each with all of
 only within a program can the second product wait for the first. Every element is summed by one program in a fixed
 order, with no atomics: results repeat bit for bit.
 
-What is read. Where in <= the configuration's `narrow`, a program holds its rows of x and of the drive in registers, and
-each tile of whole rows of W that it loads serves both products: W is read once per program. In wider layers that does
-not fit, and W is read twice, d in between being stored: from memory once, as long as W stays in L2 (50 MB on sm_90). A
-tile of W kept in shared memory between the products would save the second reading from L2, but the drive's sums would
-then have to go to L2 and back for every tile of outputs: 8 block_batch in bytes for block_out in s saved, a loss
-for every tile that fits. Programs that each own outputs would read W once and leave partial drives to be added,
-batch * in floats a program: a gain for batches of a few samples alone.
+What is read. Where in <= the configuration's `most_in` (1024 in half precision on NVIDIA's GPUs), a program holds its
+rows of x and of the drive in registers, and each tile of whole rows of W that it loads serves both products: W is read
+once per program. In wider layers that does not fit, and a program reads rows of W twice, d in between being stored: for
+z, and then for the drive. What it reads the second time is to come from the cache and not from memory, so it takes only
+so many outputs at a time that their rows of W fill half the cache (configurations.outputs_at_a_time), predicts them,
+carries them back, and goes on to the next such group, adding to a sum in float32 that is its own. Programs go through
+the same groups at the same time. So W comes from memory once, whatever its size, as long as these sums stay in the
+cache too. Where they do not (4 * batch * in bytes), every group would read and write them in memory, which costs more
+than reading W a second time, and all outputs are one group.
 
-Bytes, with s bytes an element, from L2: programs * s * out * in (twice that if wide), and s * (batch * in + 2 batch *
-out) plus s * batch * in for the drive, and s * batch * out twice for d if wide.
+The smallest groups, single tiles, would need no stored d, but their sums go to the cache and back for every tile of
+outputs: 8 block_batch in bytes for block_out in s spared. Programs that each own outputs would read W once and leave
+partial drives to be added, batch * in floats a program: a gain for batches of a few samples alone.
+
+Bytes, with s bytes an element, from L2: programs * s * out * in of W (twice that by tiles), s * batch * in of the drive
+and s * 2 batch * out of v and e; by tiles x once for each tile of outputs, d once for each tile of inputs, and
+8 * batch * in for every group but one.
 
     reference.py       the same in plain torch
     kernel.py          the Triton kernel and its launch

@@ -4,15 +4,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS, activate, activation_slope
-from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
+from pccompile.kernels.devices import (
+    Architecture,
+    architecture_of,
+    interpreted,
+    launch_options,
+    precision_of,
+    registers_of,
+)
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.linear_step.configurations import CONFIGURATIONS, Configuration
+from pccompile.kernels.linear_step.configurations import Configuration, Whole, configuration_for, outputs_at_a_time
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.tiles import as_stored, needs_wide_offsets, tile_indices, write_tile
 
@@ -64,6 +73,93 @@ def _add_drive(drive, tile, rows, columns, batch, width, ACCUMULATE: tl.constexp
 
 
 @triton.jit
+def _predict_outputs(
+    first,
+    last,
+    rows,
+    sizes,
+    layer,
+    tensors,
+    kept_ptr,
+    negative_slope,
+    ACTIVATION: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    KEEP_PREDICTION: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """Predict and Compare of the tiles of outputs from first to last of a wide layer; d is kept."""
+    batch, out_features, in_features = sizes
+    x_ptr, x_batch_stride, x_in_stride, weight_ptr, weight_out_stride, weight_in_stride = layer
+    OPERAND: tl.constexpr = x_ptr.dtype.element_ty
+    for out_tile in range(first, last):
+        outputs = tile_indices(out_tile, BLOCK_OUT, WIDE)
+        z = product_tile(
+            x_ptr, x_batch_stride, x_in_stride, weight_ptr, weight_in_stride, weight_out_stride,
+            rows, batch, outputs, out_features, in_features,
+            OPERAND, INPUT_PRECISION, WIDE, UPCAST, BLOCK_SUM,
+        )  # fmt: skip
+        d = _compare(
+            z, rows, outputs, batch, out_features, tensors, negative_slope,
+            ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION, UPCAST,
+        )  # fmt: skip
+        mask = (rows < batch)[:, None] & (outputs < out_features)[None, :]
+        tl.store(kept_ptr + (rows * out_features)[:, None] + outputs[None, :], d.to(OPERAND), mask=mask)
+
+
+@triton.jit
+def _carry_back(
+    first,
+    last,
+    rows,
+    sizes,
+    layer,
+    drive,
+    kept_ptr,
+    sums_ptr,
+    ACCUMULATE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_SUM: tl.constexpr,
+):
+    """The drive that these tiles give; where there are others, it is added up tile by tile in sums."""
+    batch, out_features, in_features = sizes
+    x_ptr, _, _, weight_ptr, weight_out_stride, weight_in_stride = layer
+    OPERAND: tl.constexpr = x_ptr.dtype.element_ty
+    start = tl.full((), 0, tl.int64 if WIDE else tl.int32)
+    if GROUPED:
+        start += first * BLOCK_OUT
+    count = tl.minimum(out_features, last * BLOCK_OUT) - first * BLOCK_OUT
+    for in_tile in range(0, (in_features + BLOCK_IN - 1) // BLOCK_IN):
+        inputs = tile_indices(in_tile, BLOCK_IN, WIDE)
+        tile = product_tile(
+            kept_ptr + start, out_features, 1,
+            weight_ptr + start * weight_out_stride, weight_out_stride, weight_in_stride,
+            rows, batch, inputs, in_features, count,
+            OPERAND, INPUT_PRECISION, WIDE, UPCAST, BLOCK_SUM,
+        )  # fmt: skip
+        final = True
+        if GROUPED:
+            final = last * BLOCK_OUT >= out_features
+            place = sums_ptr + (rows * in_features)[:, None] + inputs[None, :]
+            mask = (rows < batch)[:, None] & (inputs < in_features)[None, :]
+            if first > 0:
+                tile += tl.load(place, mask=mask, other=0.0)
+            if not final:
+                tl.store(place, tile, mask=mask)
+        if final:
+            _add_drive(drive, tile, rows, inputs, batch, in_features, ACCUMULATE)
+
+
+@triton.jit
 def linear_step_kernel(
     value_ptr,  # (batch, out)
     x_ptr,  # (batch, in)
@@ -73,6 +169,7 @@ def linear_step_kernel(
     drive_ptr,  # (batch, in)
     prediction_ptr,  # (batch, out)
     kept_ptr,  # (batch, out), contiguous: d between the products of a wide layer
+    sums_ptr,  # (batch, in), float32, contiguous: the drive between the groups of a wide layer
     batch,
     out_features,
     in_features,
@@ -89,6 +186,7 @@ def linear_step_kernel(
     drive_in_stride,
     prediction_batch_stride,
     prediction_out_stride,
+    group_tiles,
     negative_slope,
     ACTIVATION: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,  # act' is read from act(z), not from z
@@ -96,6 +194,7 @@ def linear_step_kernel(
     KEEP_PREDICTION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     NARROW: tl.constexpr,  # BLOCK_IN holds all inputs
+    GROUPED: tl.constexpr,  # of a wide layer, group_tiles tiles of outputs are predicted and carried back at a time
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -144,28 +243,67 @@ def linear_step_kernel(
             accumulator = tl.dot(d, weight, accumulator, input_precision=INPUT_PRECISION)
         _add_drive(drive, accumulator, rows, inputs, batch, in_features, ACCUMULATE)
     else:
-        for out_tile in range(0, out_tiles):
-            outputs = tile_indices(out_tile, BLOCK_OUT, WIDE)
-            z = product_tile(
-                x_ptr, x_batch_stride, x_in_stride, weight_ptr, weight_in_stride, weight_out_stride,
-                rows, batch, outputs, out_features, in_features,
-                OPERAND, INPUT_PRECISION, WIDE, UPCAST, BLOCK_SUM,
+        layer = (x_ptr, x_batch_stride, x_in_stride, weight_ptr, weight_out_stride, weight_in_stride)
+        sizes = (batch, out_features, in_features)
+        if GROUPED:
+            for first in range(0, out_tiles, group_tiles):
+                last = tl.minimum(first + group_tiles, out_tiles)
+                _predict_outputs(
+                    first, last, rows, sizes, layer, tensors, kept_ptr, negative_slope,
+                    ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION,
+                    INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_SUM,
+                )  # fmt: skip
+                tl.debug_barrier()  # what other threads of this program have stored is read now
+                _carry_back(
+                    first, last, rows, sizes, layer, drive, kept_ptr, sums_ptr,
+                    ACCUMULATE, True, INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_IN, BLOCK_SUM,
+                )  # fmt: skip
+        else:
+            _predict_outputs(
+                0, out_tiles, rows, sizes, layer, tensors, kept_ptr, negative_slope,
+                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION,
+                INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_SUM,
             )  # fmt: skip
-            d = _compare(
-                z, rows, outputs, batch, out_features, tensors, negative_slope,
-                ACTIVATION, FROM_OUTPUT, HAS_BIAS, KEEP_PREDICTION, UPCAST,
+            tl.debug_barrier()
+            _carry_back(
+                0, out_tiles, rows, sizes, layer, drive, kept_ptr, sums_ptr,
+                ACCUMULATE, False, INPUT_PRECISION, WIDE, UPCAST, BLOCK_OUT, BLOCK_IN, BLOCK_SUM,
             )  # fmt: skip
-            mask = (rows < batch)[:, None] & (outputs < out_features)[None, :]
-            tl.store(kept_ptr + (rows * out_features)[:, None] + outputs[None, :], d.to(OPERAND), mask=mask)
-        tl.debug_barrier()  # what other threads of this program have stored is read now
-        for in_tile in range(0, (in_features + BLOCK_IN - 1) // BLOCK_IN):
-            inputs = tile_indices(in_tile, BLOCK_IN, WIDE)
-            tile = product_tile(
-                kept_ptr, out_features, 1, weight_ptr, weight_out_stride, weight_in_stride,
-                rows, batch, inputs, in_features, out_features,
-                OPERAND, INPUT_PRECISION, WIDE, UPCAST, BLOCK_SUM,
-            )  # fmt: skip
-            _add_drive(drive, tile, rows, inputs, batch, in_features, ACCUMULATE)
+
+
+class _LaunchTiles(NamedTuple):
+    """What the kernel is told of tiles, beside those of rows and outputs that every configuration has.
+
+    Attributes:
+        narrow: a tile holds all inputs.
+        block_in, block_sum: of the drive, and of both sums.
+        group: tiles of outputs that are predicted before they are carried back.
+        grouped: whether that is less than all.
+    """
+
+    narrow: bool
+    block_in: int
+    block_sum: int
+    group: int
+    grouped: bool
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Configuration,
+        architecture: Architecture,
+        batch: int,
+        out: int,
+        in_features: int,
+        element_bytes: int,
+        group_out: int | None,
+    ) -> _LaunchTiles:
+        """Those of a configuration for a layer's sizes."""
+        if isinstance(chosen, Whole):
+            return cls(True, max(triton.next_power_of_2(in_features), _LEAST), _LEAST, 1, False)
+        group_out = group_out or outputs_at_a_time(architecture, chosen, batch, out, in_features, element_bytes)
+        group = max(triton.cdiv(group_out, chosen.block_out), 1)
+        return cls(False, chosen.block_in, chosen.block_sum, group, group < triton.cdiv(out, chosen.block_out))
 
 
 def launch_linear_step(
@@ -182,6 +320,7 @@ def launch_linear_step(
     negative_slope: float = 0.01,
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    group_out: int | None = None,
 ) -> None:
     """Write a layer's errors, and write or add its parent's drive. Arguments are not checked; the operator does.
 
@@ -198,6 +337,7 @@ def launch_linear_step(
         negative_slope: of leaky_relu.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        group_out: outputs of a wide layer that are predicted before they are carried back; None counts bytes.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
@@ -206,9 +346,10 @@ def launch_linear_step(
     architecture = architecture_of(x.device)
     if batch == 0 or (in_features == 0 and out_features == 0):
         return
-    chosen = configuration or CONFIGURATIONS[architecture][precision_of(x.dtype, input_precision)]
-    narrow = in_features <= chosen.narrow
-    kept = error if narrow else torch.empty((batch, out_features), dtype=x.dtype, device=x.device)
+    chosen = configuration or configuration_for(architecture, precision_of(x.dtype, input_precision), in_features)
+    tiles = _LaunchTiles.of(chosen, architecture, batch, out_features, in_features, x.element_size(), group_out)
+    kept = error if tiles.narrow else torch.empty((batch, out_features), dtype=x.dtype, device=x.device)
+    sums = torch.empty((batch, in_features), dtype=torch.float32, device=x.device) if tiles.grouped else kept
     given_prediction = error if prediction is None else prediction
     given_bias = weight if bias is None else bias
     count_launch("linear_step")
@@ -222,6 +363,7 @@ def launch_linear_step(
             drive,
             given_prediction,
             kept,
+            sums,
             batch,
             out_features,
             in_features,
@@ -232,19 +374,21 @@ def launch_linear_step(
             *error.stride(),
             *drive.stride(),
             *given_prediction.stride(),
+            tiles.group,
             float(negative_slope),
             ACTIVATION=activation,
             FROM_OUTPUT=ACTIVATIONS[activation].residual == "output",
             HAS_BIAS=bias is not None,
             KEEP_PREDICTION=prediction is not None,
             ACCUMULATE=accumulate,
-            NARROW=narrow,
+            NARROW=tiles.narrow,
+            GROUPED=tiles.grouped,
             INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(value, x, weight, bias, error, drive, prediction, kept),
+            WIDE=needs_wide_offsets(value, x, weight, bias, error, drive, prediction, kept, sums),
             UPCAST=interpreted() and x.dtype is not torch.float32,
             BLOCK_BATCH=chosen.block_batch,
-            BLOCK_OUT=chosen.narrow_out if narrow else chosen.block_out,
-            BLOCK_IN=max(triton.next_power_of_2(in_features), _LEAST) if narrow else chosen.block_in,
-            BLOCK_SUM=chosen.block_sum,
+            BLOCK_OUT=chosen.block_out,
+            BLOCK_IN=tiles.block_in,
+            BLOCK_SUM=tiles.block_sum,
             **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
         )

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from pccompile.kernels.arrivals import arrival_counters, release_lanes
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.devices import architecture_of, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.pointwise.configurations import Configuration, configuration_for
 from pccompile.kernels.pointwise.plan import Plan
@@ -43,7 +43,13 @@ def launch_pointwise(
         for output in outputs:
             output.zero_()  # sums of nothing
         return
-    chosen = configuration or configuration_for(kept, reduced if space.reduced else None, space.reduced_fastest)
+    chosen = configuration or configuration_for(
+        architecture,
+        precision_of(outputs[0].dtype, "ieee"),
+        kept,
+        reduced if space.reduced else None,
+        space.reduced_fastest,
+    )
     blocks = triton.cdiv(triton.cdiv(reduced, chosen.block_reduced), chosen.shares)
     shares = triton.cdiv(triton.cdiv(reduced, chosen.block_reduced), blocks)
     kept_blocks = triton.cdiv(kept, chosen.block_kept)

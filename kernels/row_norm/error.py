@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.arrivals import arrival_counters, arrives_last, fold_rows, release_lanes
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.devices import architecture_of, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.results import SweepResults
@@ -354,7 +354,7 @@ def launch_row_norm_error(
             if gradient is not None and not accumulate:
                 gradient.zero_()
         return
-    chosen = configuration or configuration_for(rows, columns)
+    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, "ieee"), rows, columns)
     each = triton.cdiv(triton.cdiv(rows, chosen.block_rows), programs or programs_for(rows, chosen))
     programs = triton.cdiv(triton.cdiv(rows, chosen.block_rows), each)
     groups = triton.cdiv(programs, GROUP)

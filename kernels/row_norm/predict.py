@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.devices import architecture_of, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.moments import add_to_moments, moments_along
 from pccompile.kernels.reductions import sum_of
@@ -175,14 +175,14 @@ def launch_row_norm_predict(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture_of(x.device)  # refuses where no kernel runs; nothing here depends on which it is
+    architecture = architecture_of(x.device)
     rows, columns = x.shape
     if x.numel() == 0:  # rows without columns have no statistics
         for statistic in (mean, rstd):
             if statistic is not None:
                 statistic.fill_(torch.nan)
         return
-    chosen = configuration or configuration_for(rows, columns)
+    chosen = configuration or configuration_for(architecture, precision_of(x.dtype, "ieee"), rows, columns)
     count_launch("row_norm_predict")
     with torch.cuda.device_of(x):
         row_norm_predict_kernel[(triton.cdiv(rows, chosen.block_rows),)](

@@ -30,10 +30,18 @@ The gradients of all layers are one more launch (chain_gradients), as they sum o
 step. Nothing is added by atomics; results repeat bit for bit.
 
 What is read: in a step, each program of batch_tiles streams each weight but the first twice, once to predict and once
-to infer; in a Jacobi step the second product needs whole rows of z, so that one pass can do for both only where a tile
-holds whole rows of W (linear_step does that for narrow layers). With the weights in L2 they come from memory once a
-launch. The bytes from L2 in a step are programs * 2 s * sum of out * in, for s bytes an element, and about 40 per unit
-and sample: values, errors and drives are float32, since steps of a small eta would be lost in half precision.
+to infer. One pass cannot do for both: d needs whole rows of z, so that a tile of W would have to wait for the rest of
+its rows (linear_step has a layer whose rows fit into a program do so, but a program here keeps no layer). What can be
+had is that the second time finds the weight in the cache. With all weights in L2 they come from memory once a launch.
+Where they do not fit, batch_tiles goes layer by layer from the top down: predict l, then move it by d_{l+1} W_{l+1}.
+So a weight is read for the second time when two others have been read since: from memory once a step, if three fit.
+Simultaneous updates allow it, as no prediction of the step is left that reads v_l, and the sums are the same ones. A
+cooperative grid would wait for all its programs once a layer instead of three times a step, and half_steps launch as
+often; they predict from the bottom up and move from the top down, so that what the cache holds is met first: of all
+weights, two times what does not fit comes from memory in a step.
+
+The bytes from L2 in a step are programs * 2 s * sum of out * in, for s bytes an element, and about 40 per unit and
+sample: values, errors and drives are float32, since steps of a small eta would be lost in half precision.
 
 Compiled once for a set of activations, a loss, a dtype and the options that are constants of plan.Plan; depth, widths,
 batch, T, eta, momentum and factors are run-time numbers. Layers lie side by side in buffers, at offsets that a table

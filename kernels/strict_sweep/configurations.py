@@ -1,7 +1,8 @@
 """Tiles, warps and stages of strict_sweep, per architecture and arithmetic. Starting values, not yet measured.
 
-"tall" tiles are for batches that fill the device tile by tile; "flat" ones leave more programs where the batch is
-small. sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). "tall" tiles are for batches that fill the device tile by tile;
+"flat" ones leave more programs where the batch is small. sm_80's tables stay below 99 KiB of shared memory, all that
+its relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -9,8 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "GRADIENTS", "Configuration", "GradientConfiguration", "configuration_for"]
+__all__ = [
+    "CONFIGURATIONS",
+    "GRADIENTS",
+    "GRADIENT_SPACE",
+    "SPACE",
+    "Configuration",
+    "GradientConfiguration",
+    "configuration_for",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class GradientConfiguration:
     stages: int
 
 
-CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
+_Table = dict[Architecture, dict[str, dict[str, Configuration]]]
+_SHIPPED: _Table = {
     "sm_80": {
         "half": {"tall": Configuration(32, 64, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 3)},
         "tf32": {"tall": Configuration(32, 64, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 3)},
@@ -62,7 +73,7 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     },
     "sm_100": {
         "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
-        "tf32": {"tall": Configuration(32, 64, 16, 8, 3), "flat": Configuration(16, 64, 32, 4, 4)},
+        "tf32": {"tall": Configuration(32, 32, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 4)},
         "ieee": {"tall": Configuration(32, 32, 16, 8, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {
@@ -73,7 +84,8 @@ CONFIGURATIONS: dict[Architecture, dict[str, dict[str, Configuration]]] = {
     "interpreter": {precision: {"tall": Configuration(32, 32, 32, 1, 1)} for precision in ("half", "tf32", "ieee")},
 }
 
-GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
+_GradientTable = dict[Architecture, dict[str, GradientConfiguration]]
+_SHIPPED_GRADIENTS: _GradientTable = {
     "sm_80": {
         "half": GradientConfiguration(64, 64, 32, 4, 3),
         "tf32": GradientConfiguration(64, 32, 32, 4, 3),
@@ -96,6 +108,11 @@ GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
     },
     "interpreter": {precision: GradientConfiguration(32, 32, 32, 1, 1) for precision in ("half", "tf32", "ieee")},
 }
+
+SPACE = Space("strict_sweep", (("block_batch", "block_out", "block_sum"),))
+GRADIENT_SPACE = Space("chain_gradients", (("block_out", "block_in", "block_batch"),))
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
+GRADIENTS: _GradientTable = overlaid(GRADIENT_SPACE, _SHIPPED_GRADIENTS)
 
 
 def configuration_for(architecture: Architecture, precision: str, batch: int) -> Configuration:

@@ -24,7 +24,17 @@ from pccompile.kernels.products import product_tile
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["finish_first_layer", "first_tile", "infer_layers", "layer_field", "predict_layers", "start_layer"]
+__all__ = [
+    "finish_first_layer",
+    "first_tile",
+    "infer_layer",
+    "infer_layers",
+    "layer_field",
+    "lowest_moving",
+    "predict_layer",
+    "predict_layers",
+    "start_layer",
+]
 
 _FIELDS = tl.constexpr(len(Field))
 _WEIGHT = tl.constexpr(int(Field.WEIGHT))
@@ -197,76 +207,99 @@ def start_layer(chain, state, share, layer, negative_slope, FIRST: tl.constexpr,
 
 
 @triton.jit
+def predict_layer(chain, state, share, layer, earlier, negative_slope, HELD: tl.constexpr, PLAN: tl.constexpr):
+    """Predict and Compare of a layer above the first; returns how many tiles it has."""
+    source = _source(chain, state, layer, PLAN)
+    if HELD:
+        return _predict_layer(chain, state, share, layer, source, earlier, negative_slope, "held", PLAN)
+    else:
+        return _predict_layer(chain, state, share, layer, source, earlier, negative_slope, "step", PLAN)
+
+
+@triton.jit
+def lowest_moving(chain, step, PLAN: tl.constexpr):
+    """The lowest layer that the wavefront from the loss moves in a step: below it neither value nor parent has moved,
+    so that the next step predicts the layers above it, and no others."""
+    return tl.maximum(chain[4] - (1 if PLAN.free_output else 2) - step, 0)
+
+
+@triton.jit
 def predict_layers(chain, state, share, step, negative_slope, HELD: tl.constexpr, PLAN: tl.constexpr):
-    """Predict and Compare of every layer but the first; before step `layers` those that nothing has reached yet are
-    left out, as neither they nor their parents have moved."""
-    layers = chain[4]
+    """Predict and Compare of every layer but the first that something has reached."""
     earlier = 0
-    for layer in range(tl.maximum(layers - 1 + (1 if PLAN.free_output else 0) - step, 1), layers):
-        source = _source(chain, state, layer, PLAN)
-        if HELD:
-            earlier += _predict_layer(chain, state, share, layer, source, earlier, negative_slope, "held", PLAN)
-        else:
-            earlier += _predict_layer(chain, state, share, layer, source, earlier, negative_slope, "step", PLAN)
+    for layer in range(lowest_moving(chain, step, PLAN) + 1, chain[4]):
+        earlier += predict_layer(chain, state, share, layer, earlier, negative_slope, HELD, PLAN)
 
 
 @triton.jit
 def infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN: tl.constexpr):
-    """Infer of every layer with a free value: v += eta m with m = momentum m + g and g = d W - e."""
+    """Infer of every layer with a free value that something reaches.
+
+    From the top down, as the predictions before and after it go from the bottom up: of weights that do not fit into the
+    cache, those that were read last are read first.
+    """
+    top = chain[4] - (1 if PLAN.free_output else 2)
+    earlier = 0
+    for below in range(0, top + 1 - lowest_moving(chain, step, PLAN)):
+        earlier += infer_layer(
+            chain, state, share, top - below, earlier, step_size, momentum, first_error_follows, PLAN
+        )
+
+
+@triton.jit
+def infer_layer(chain, state, share, layer, earlier, step_size, momentum, first_error_follows, PLAN: tl.constexpr):
+    """Infer of a layer: v += eta m with m = momentum m + g and g = d W - e; returns how many tiles it has."""
     x_ptr, _, _, table_ptr, layers = chain
     values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch = state
     first_row_tile, row_tiles, worker, workers = share
     OPERAND: tl.constexpr = x_ptr.dtype.element_ty
     INPUT_PRECISION: tl.constexpr = PLAN.input_precision
-    moving = layers if PLAN.free_output else layers - 1
-    earlier = 0
-    for layer in range(tl.maximum(moving - 1 - step, 0), moving):
-        width = _width(table_ptr, layer, _OUT, PLAN)
-        own = _start_column(table_ptr, layer, _OWN, PLAN)
-        child = tl.minimum(layer + 1, layers - 1)  # a free output has none: its row is read and not used
-        child_width = _width(table_ptr, child, _OUT, PLAN)
-        child_own = _start_column(table_ptr, child, _OWN, PLAN)
-        weight_ptr, weight_out_stride, weight_in_stride = _weight(table_ptr, child, OPERAND, PLAN)
-        tiles = row_tiles * ((width + PLAN.block_out - 1) // PLAN.block_out)
-        for tile in range(first_tile(worker, workers, earlier), tiles, workers):
-            rows = tile_indices(first_row_tile + tile % row_tiles, PLAN.block_batch, PLAN.wide)
-            columns = tile_indices(tile // row_tiles, PLAN.block_out, PLAN.wide)
-            mask = (rows < batch)[:, None] & (columns < width)[None, :]
-            place = (rows * row_stride)[:, None] + (own + columns)[None, :]
-            # By a free output the sum has no terms, and what comes from above is the loss's error.
-            has_child = layer < layers - 1
-            direction = product_tile(
-                drives_ptr + child_own,
-                row_stride,
-                1,
-                weight_ptr,
-                weight_out_stride,
-                weight_in_stride,
-                rows,
-                batch,
-                columns,
-                width,
-                tl.where(has_child, child_width, 0) if PLAN.free_output else child_width,
-                OPERAND,
-                INPUT_PRECISION,
-                PLAN.wide,
-                PLAN.upcast,
-                PLAN.block_sum,
-            )
-            if PLAN.free_output:  # noqa: SIM102 (a constant, and a value of the running program)
-                if layer == layers - 1:
-                    padded = (width + 15) // 16 * 16
-                    direction += tl.load(errors_ptr + place + padded, mask=mask, other=0.0)
-            error = tl.load(errors_ptr + place, mask=mask, other=0.0)
-            direction -= error
-            if PLAN.momentum:
-                direction += momentum * tl.load(moments_ptr + place, mask=mask, other=0.0)
-                tl.store(moments_ptr + place, direction, mask=mask)
-            value = tl.load(values_ptr + place, mask=mask, other=0.0)
-            tl.store(values_ptr + place, value + step_size * direction, mask=mask)
-            if (layer == 0) & first_error_follows:
-                tl.store(errors_ptr + place, error + step_size * direction, mask=mask)
-        earlier += tiles
+    width = _width(table_ptr, layer, _OUT, PLAN)
+    own = _start_column(table_ptr, layer, _OWN, PLAN)
+    child = tl.minimum(layer + 1, layers - 1)  # a free output has none: its row is read and not used
+    child_width = _width(table_ptr, child, _OUT, PLAN)
+    child_own = _start_column(table_ptr, child, _OWN, PLAN)
+    weight_ptr, weight_out_stride, weight_in_stride = _weight(table_ptr, child, OPERAND, PLAN)
+    tiles = row_tiles * ((width + PLAN.block_out - 1) // PLAN.block_out)
+    for tile in range(first_tile(worker, workers, earlier), tiles, workers):
+        rows = tile_indices(first_row_tile + tile % row_tiles, PLAN.block_batch, PLAN.wide)
+        columns = tile_indices(tile // row_tiles, PLAN.block_out, PLAN.wide)
+        mask = (rows < batch)[:, None] & (columns < width)[None, :]
+        place = (rows * row_stride)[:, None] + (own + columns)[None, :]
+        # By a free output the sum has no terms, and what comes from above is the loss's error.
+        has_child = layer < layers - 1
+        direction = product_tile(
+            drives_ptr + child_own,
+            row_stride,
+            1,
+            weight_ptr,
+            weight_out_stride,
+            weight_in_stride,
+            rows,
+            batch,
+            columns,
+            width,
+            tl.where(has_child, child_width, 0) if PLAN.free_output else child_width,
+            OPERAND,
+            INPUT_PRECISION,
+            PLAN.wide,
+            PLAN.upcast,
+            PLAN.block_sum,
+        )
+        if PLAN.free_output:  # noqa: SIM102 (a constant, and a value of the running program)
+            if layer == layers - 1:
+                padded = (width + 15) // 16 * 16
+                direction += tl.load(errors_ptr + place + padded, mask=mask, other=0.0)
+        error = tl.load(errors_ptr + place, mask=mask, other=0.0)
+        direction -= error
+        if PLAN.momentum:
+            direction += momentum * tl.load(moments_ptr + place, mask=mask, other=0.0)
+            tl.store(moments_ptr + place, direction, mask=mask)
+        value = tl.load(values_ptr + place, mask=mask, other=0.0)
+        tl.store(values_ptr + place, value + step_size * direction, mask=mask)
+        if (layer == 0) & first_error_follows:
+            tl.store(errors_ptr + place, error + step_size * direction, mask=mask)
+    return tiles
 
 
 @triton.jit

@@ -9,7 +9,10 @@ import triton.language as tl
 
 from pccompile.kernels.strict_sweep.half_steps import (
     finish_first_layer,
+    infer_layer,
     infer_layers,
+    lowest_moving,
+    predict_layer,
     predict_layers,
     start_layer,
 )
@@ -64,7 +67,15 @@ def strict_sweep_kernel(
     PLAN: tl.constexpr,
     COOPERATIVE: tl.constexpr,
 ):
-    """The feed-forward pass and all steps: of one tile of the batch, or with all programs together."""
+    """The feed-forward pass and all steps: of one tile of the batch, or with all programs together.
+
+    Without other programs to wait for, a step goes layer by layer from the top down (LAYERED): a layer is predicted and
+    compared, and then moved by what its child's errors give it. No later prediction of the step reads the value that
+    moved, so that the result is that of two half-steps, bit for bit; but a weight is used twice in quick succession,
+    with two others in between, and comes from memory once a step where three fit into the cache. Energies are of one
+    step as a whole: where they are recorded, it is taken by half-steps.
+    """
+    LAYERED: tl.constexpr = not COOPERATIVE and not PLAN.record
     row_tiles = (batch + PLAN.block_batch - 1) // PLAN.block_batch
     if COOPERATIVE:
         share = (0, row_tiles, tl.program_id(0), tl.num_programs(0))
@@ -81,15 +92,28 @@ def strict_sweep_kernel(
         waits = _wait(counter_ptr, waits, COOPERATIVE)
         start_layer(chain, state, share, layer, negative_slope, False, PLAN)
     for step in range(0, steps if PLAN.held else steps + 1):
-        if step > 0:
-            predict_layers(chain, state, share, step, negative_slope, False, PLAN)
-        waits = _wait(counter_ptr, waits, COOPERATIVE)
-        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
-        if step < steps:
+        first_error_follows = (step < steps - 1) | (not PLAN.held)
+        if LAYERED:
+            for below in range(0, layers - lowest_moving(chain, step, PLAN)):
+                layer = layers - 1 - below
+                if (step > 0) & (layer > lowest_moving(chain, step, PLAN)):
+                    predict_layer(chain, state, share, layer, 0, negative_slope, False, PLAN)
+                tl.debug_barrier()
+                if below == 0:
+                    loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+                    tl.debug_barrier()
+                if (step < steps) & (PLAN.free_output or below > 0):
+                    infer_layer(chain, state, share, layer, 0, step_size, momentum, first_error_follows, PLAN)
+            tl.debug_barrier()
+        else:
+            if step > 0:
+                predict_layers(chain, state, share, step, negative_slope, False, PLAN)
             waits = _wait(counter_ptr, waits, COOPERATIVE)
-            first_error_follows = (step < steps - 1) | (not PLAN.held)
-            infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)
-            waits = _wait(counter_ptr, waits, COOPERATIVE)
+            loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+            if step < steps:
+                waits = _wait(counter_ptr, waits, COOPERATIVE)
+                infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)
+                waits = _wait(counter_ptr, waits, COOPERATIVE)
     if PLAN.held:
         predict_layers(chain, state, share, steps, negative_slope, True, PLAN)
     finish_first_layer(chain, state, share, PLAN)

@@ -12,7 +12,12 @@ from torch import Tensor
 from pccompile.kernels.activations import ACTIVATIONS
 from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.strict_sweep.configurations import GRADIENTS, Configuration, configuration_for
+from pccompile.kernels.strict_sweep.configurations import (
+    GRADIENTS,
+    Configuration,
+    GradientConfiguration,
+    configuration_for,
+)
 from pccompile.kernels.strict_sweep.gradients import chain_gradients_kernel
 from pccompile.kernels.strict_sweep.kernel import half_step_kernel, strict_sweep_kernel
 from pccompile.kernels.strict_sweep.layout import Chain
@@ -276,6 +281,7 @@ def launch_chain_gradients(
     factor: float,
     upstream: Tensor | None,
     input_precision: str,
+    configuration: GradientConfiguration | None = None,
 ) -> None:
     """Write factor d_l^T v_{l-1} and factor sum(d_l) of every layer, in one launch. Arguments are not checked.
 
@@ -287,12 +293,13 @@ def launch_chain_gradients(
         factor: of the gradients.
         upstream: a further factor on the device, (), float32, or None.
         input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
     architecture = architecture_of(x.device)
-    chosen = GRADIENTS[architecture][precision_of(x.dtype, input_precision)]
+    chosen = configuration or GRADIENTS[architecture][precision_of(x.dtype, input_precision)]
     programs = sum(
         triton.cdiv(weight.shape[0], chosen.block_out) * max(triton.cdiv(weight.shape[1], chosen.block_in), 1)
         for weight in chain.weights

@@ -16,7 +16,6 @@ __all__ = ["loss_errors", "loss_factor_of_batch"]
 
 _OUT = tl.constexpr(int(Field.OUT))
 _OWN = tl.constexpr(int(Field.OWN))
-_NOT_A_NUMBER = tl.constexpr(float("nan"))
 _LOWEST = tl.constexpr(-3.0e38)
 _COUNTED = tl.constexpr(256)  # samples counted at a time
 
@@ -80,7 +79,7 @@ def _cross_entropy(scores_ptr, targets, rows, row_stride, batch, classes, ignore
     target_ptr, target_row_stride, _ = targets
     target = tl.load(target_ptr + rows * target_row_stride, mask=rows < batch, other=0)
     exists = (target >= 0) & (target < classes)
-    weight = tl.where(target == ignore_index, 0.0, tl.where(exists, 1.0, _NOT_A_NUMBER))
+    weight = tl.where(target == ignore_index, 0.0, tl.where(exists, 1.0, float("nan")))
     score = tl.load(scores_ptr + rows * row_stride + target, mask=(rows < batch) & exists, other=0.0)
     logarithm = _logarithm_of_sum(scores_ptr, rows, row_stride, batch, classes, PLAN)
     return target, logarithm, weight, weight * (logarithm - score)

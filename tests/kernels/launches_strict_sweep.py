@@ -1,4 +1,5 @@
-"""Launches of strict_sweep to compile: by tiles of the batch with every option, in its other forms with none."""
+"""Launches of strict_sweep to compile: by tiles of the batch with every option (recorded energies apart, which change
+the order of its layers), in its other forms with none."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from pccompile.kernels.strict_sweep.launch import Settings, empty_buffers, launc
 from pccompile.kernels.strict_sweep.layout import Layout
 
 
-def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20) -> None:
+def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20, record: bool = False) -> None:
     x, chain = meta_chain(case, batch)
     tall = size == "tall"
     settings = Settings(
         loss="cross_entropy" if tall else "squared_error",
         free_output=tall,
         learn_errors="previous" if tall else "current",
-        record=tall,
+        record=record,
         steps=steps,
         step_size=0.1,
         momentum=0.9 if tall else 0.0,
@@ -54,7 +55,7 @@ LAUNCHES = {
         activation="each",
     ),
     "wide": Launch(
-        partial(_launch, batch=2**22, size="tall", form="batch_tiles"),
+        partial(_launch, batch=2**22, size="tall", form="batch_tiles", record=True),
         products=1,
         activation="gelu",
         precisions=("half",),

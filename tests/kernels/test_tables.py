@@ -5,15 +5,14 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from pccompile.kernels import tables
-from pccompile.kernels.conv_error import configurations as conv_error_configurations
-from pccompile.kernels.conv_predict import configurations as conv_predict_configurations
-from pccompile.kernels.linear_error import configurations as error_configurations
-from pccompile.kernels.linear_predict import configurations as predict_configurations
-from pccompile.kernels.tables import SHARED_BYTES, cells, overlaid, problem_with, shared_bytes
+from pccompile.kernels import recurrences, tables
+from pccompile.kernels.strict_sweep import configurations as sweep_configurations
+from pccompile.kernels.tables import SHARED_BYTES, Space, cells, everywhere, overlaid, problem_with, shared_bytes
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,23 @@ class Tiles:
     stages: int
 
 
-MODULES = {
-    "linear_predict": predict_configurations,
-    "linear_error": error_configurations,
-    "conv_predict": conv_predict_configurations,
-    "conv_error": conv_error_configurations,
+@dataclass(frozen=True)
+class Runs:
+    elements: int
+    warps: int
+
+
+# The folders with a table of configurations; strict_sweep has another one, of its gradients, and recurrences share one.
+FOLDERS = sorted(path.parent.name for path in Path(tables.__file__).parent.glob("*/configurations.py"))
+TABLES = {
+    name: (module.SPACE, module.CONFIGURATIONS)
+    for name in FOLDERS
+    for module in [import_module(f"pccompile.kernels.{name}.configurations")]
 }
+TABLES["recurrences"] = (recurrences.SPACE, recurrences.CONFIGURATIONS)
+TABLES["chain_gradients"] = (sweep_configurations.GRADIENT_SPACE, sweep_configurations.GRADIENTS)
 PRODUCTS = (("rows", "columns", "terms"),)
+SPACE = Space("made_up", PRODUCTS)
 SHIPPED = Tiles(64, 64, 32, 4, 3)
 TABLE = {"sm_90": {"half": {"large": SHIPPED, "small": SHIPPED}}, "interpreter": {"half": {"large": SHIPPED}}}
 BETTER = {"rows": 128, "columns": 64, "terms": 32, "warps": 8, "stages": 4}
@@ -45,7 +54,7 @@ def overlay(tmp_path, monkeypatch):
     def laid(*entries, text=None, **header):
         content = {"format": tables.FORMAT, "operation": "made_up", "entries": list(entries)} | header
         (tmp_path / "made_up.json").write_text(json.dumps(content) if text is None else text)
-        return overlaid("made_up", TABLE, PRODUCTS)
+        return overlaid(SPACE, TABLE)
 
     return laid
 
@@ -71,16 +80,16 @@ def test_an_entry_replaces_its_cell_and_no_other(overlay):
 @pytest.mark.filterwarnings("error")
 def test_without_a_file_the_table_is_the_shipped_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PCCOMPILE_TUNED_DIR", str(tmp_path))
-    assert overlaid("made_up", TABLE, PRODUCTS) is TABLE
+    assert overlaid(SPACE, TABLE) is TABLE
     monkeypatch.delenv("PCCOMPILE_TUNED_DIR")
-    assert overlaid("made_up", TABLE, PRODUCTS) is TABLE
+    assert overlaid(SPACE, TABLE) is TABLE
 
 
 def test_a_table_without_sizes_is_laid_over_as_well(tmp_path, monkeypatch):
     monkeypatch.setenv("PCCOMPILE_TUNED_DIR", str(tmp_path))
     content = {"format": 1, "operation": "flat", "entries": [entry(size=None)]}
     (tmp_path / "flat.json").write_text(json.dumps(content))
-    assert overlaid("flat", {"sm_90": {"half": SHIPPED}}, PRODUCTS) == {"sm_90": {"half": Tiles(**BETTER)}}
+    assert overlaid(Space("flat", PRODUCTS), {"sm_90": {"half": SHIPPED}}) == {"sm_90": {"half": Tiles(**BETTER)}}
 
 
 @pytest.mark.parametrize(
@@ -120,16 +129,42 @@ def test_a_file_of_another_format_or_operation_is_ignored_with_a_warning(overlay
 
 
 def test_every_shipped_configuration_is_one_that_a_file_may_have():
-    for module in MODULES.values():
-        for (architecture, precision, _), shipped in cells(module.CONFIGURATIONS):
-            least = getattr(module, "LEAST", {})
-            assert problem_with(shipped, shipped, module.PRODUCTS, architecture, precision, least) is None
+    for name, (space, table) in TABLES.items():
+        assert space.operation == name
+        for (architecture, precision, *_), shipped in cells(table):
+            assert problem_with(shipped, shipped, space, architecture, precision) is None
 
 
 def test_a_field_may_have_a_least_value():
     small = replace(SHIPPED, rows=32)
-    assert problem_with(small, SHIPPED, PRODUCTS, "sm_90", "half") is None
-    assert problem_with(small, SHIPPED, PRODUCTS, "sm_90", "half", {"rows": 64}) == "rows is 32, less than 64"
+    assert problem_with(small, SHIPPED, SPACE, "sm_90", "half") is None
+    least = Space("made_up", PRODUCTS, least={"rows": 64})
+    assert problem_with(small, SHIPPED, least, "sm_90", "half") == "rows is 32, less than 64"
+
+
+def test_a_field_may_have_choices_and_a_product_counts_where_a_configuration_has_its_fields():
+    space = Space("made_up", PRODUCTS, {"elements": (512, 1024)})
+    runs = Runs(1024, 4)
+    assert space.values_of(runs) == {"elements": (512, 1024), "warps": (4, 8)}
+    assert set(space.values_of(SHIPPED)) == {"rows", "columns", "terms", "warps", "stages"}
+    assert problem_with(runs, runs, space, "sm_90", "half") is None
+    assert (
+        problem_with(Runs(2048, 4), runs, space, "sm_90", "half") == "elements is 2048, not a power of two up to 1024"
+    )
+    assert "power of two" in problem_with(Runs(768, 4), runs, space, "sm_90", "half")
+    assert "power of two" in problem_with(Runs(1024, 3), runs, space, "sm_90", "half")
+
+
+def test_what_is_bound_by_memory_ships_the_same_for_every_architecture(tmp_path, monkeypatch):
+    table = everywhere({"long": Runs(1024, 4)})
+    assert set(table) == {*SHARED_BYTES, "interpreter"}
+    space = Space("made_up", choices={"elements": (512, 1024)})
+    monkeypatch.setenv("PCCOMPILE_TUNED_DIR", str(tmp_path))
+    content = {"format": 1, "operation": "made_up", "entries": [entry({"elements": 512, "warps": 8}, size="long")]}
+    (tmp_path / "made_up.json").write_text(json.dumps(content))
+    tuned = overlaid(space, table)
+    assert tuned["sm_90"] == {"half": {"long": Runs(512, 8)}, "ieee": {"long": Runs(1024, 4)}}
+    assert tuned["sm_80"] == table["sm_80"]
 
 
 def test_shared_memory_is_that_of_the_largest_product_times_the_stages():
@@ -139,16 +174,28 @@ def test_shared_memory_is_that_of_the_largest_product_times_the_stages():
     assert set(SHARED_BYTES) == {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
-@pytest.mark.parametrize("operation", MODULES)
-def test_the_kernels_read_what_the_variable_points_to(tmp_path, operation):
-    module = MODULES[operation]
-    tuned = asdict(module.CONFIGURATIONS["sm_90"]["half"]["small"]) | {"warps": 2}
-    content = {"format": 1, "operation": operation, "entries": [entry(tuned)]}
-    (tmp_path / f"{operation}.json").write_text(json.dumps(content))
-    program = f"""
-from pccompile.kernels.{operation}.configurations import CONFIGURATIONS
-print(CONFIGURATIONS["sm_90"]["half"]["small"].warps, CONFIGURATIONS["sm_90"]["half"]["large"].warps)
+def test_the_kernels_read_what_the_variable_points_to(tmp_path):
+    expected = {}
+    for name, (_, table) in TABLES.items():
+        (_, _, *size), shipped = next(item for item in cells(table) if item[0][:2] == ("sm_90", "half"))
+        content = {
+            "format": 1,
+            "operation": name,
+            "entries": [entry(asdict(shipped) | {"warps": 1}, size=(size or [None])[0])],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        expected[name] = [each.warps for keys, each in cells(table) if keys[:2] == ("sm_90", "half")]
+        expected[name][0] = 1
+    program = """
+import json, sys
+sys.path[:0] = [sys.argv[1]]
+from test_tables import TABLES, cells
+print(json.dumps({
+    name: [each.warps for keys, each in cells(table) if keys[:2] == ("sm_90", "half")]
+    for name, (_, table) in TABLES.items()
+}))
 """
     environment = os.environ | {"PCCOMPILE_TUNED_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == "2"
+    command = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == expected

@@ -100,7 +100,7 @@ def test_channels_last_stay_last(device, skip):
 @pytest.mark.parametrize("inner", [1, 7, 64])
 @pytest.mark.parametrize("adjacent", [False, True])
 def test_a_block_holds_whole_samples_where_they_are_averaged(inner, adjacent):
-    chosen = configuration_for(5, 3, inner, adjacent, pools=True)
+    chosen = configuration_for("interpreter", "ieee", 5, 3, inner, adjacent, pools=True)
     assert can_pool(inner, adjacent)
     assert chosen.block_elements >= inner and not can_pool(10**6, adjacent)
 

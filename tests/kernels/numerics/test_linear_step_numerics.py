@@ -7,13 +7,15 @@ from layers import far_apart, random_layer, scattered, strided, transposed
 
 from pccompile.errors import ShapeError, UsageError
 from pccompile.kernels import ACTIVATIONS, linear_step, linear_step_into
-from pccompile.kernels.linear_step.configurations import Configuration
+from pccompile.kernels.linear_step.configurations import Tiled, Whole, outputs_at_a_time
 from pccompile.kernels.linear_step.kernel import launch_linear_step
 from pccompile.kernels.linear_step.reference import linear_step_reference
 
 NAMES = ("error", "drive", "prediction")
 NARROW = (35, 30, 20)  # (batch, in, out): the interpreter's tiles hold 32 inputs
 WIDE = (35, 40, 33)
+GROUPED = (35, 48, 100)  # of which the interpreter's cache does not hold the weight
+SHAPES = pytest.mark.parametrize("shape", [NARROW, WIDE, GROUPED], ids=["narrow", "wide", "grouped"])
 
 
 def arguments(layer):
@@ -28,20 +30,20 @@ def check_against_reference(layer, ratio=None, **options):
         assert_close(name, expected, actual, ratio)
 
 
-@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@SHAPES
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_step_equals_the_reference(device, activation, shape):
     check_against_reference(random_layer(device, shape, activation))
 
 
-@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@SHAPES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_step_equals_the_reference_in_half_precision(device, dtype, shape):
     # d is rounded after a sum in another order: now and then to a neighbour.
     check_against_reference(random_layer(device, shape, "silu", dtype), ratio=2 * RATIO[dtype])
 
 
-@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@SHAPES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_value_that_is_its_prediction_has_no_error_in_half_precision(device, dtype, shape):
     value, *rest = arguments(random_layer(device, shape, "tanh", dtype))
@@ -62,7 +64,7 @@ def test_tf32_is_an_option(device):
     check_against_reference(random_layer(device, WIDE, "tanh"), ratio=2e-3, input_precision="tf32")
 
 
-@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@SHAPES
 def test_strides_are_followed_and_the_bias_may_be_missing(device, shape):
     layer = scattered(random_layer(device, shape))
     check_against_reference(layer)
@@ -80,7 +82,7 @@ def test_rows_far_apart_are_addressed_with_64_bits(device):
     assert_close("drive", reference[1], step.drive, 2e-3)
 
 
-@pytest.mark.parametrize("shape", [NARROW, WIDE], ids=["narrow", "wide"])
+@SHAPES
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_a_drive_that_exists_is_overwritten_or_added_to(device, accumulate, shape):
     layer = random_layer(device, shape)
@@ -92,14 +94,18 @@ def test_a_drive_that_exists_is_overwritten_or_added_to(device, accumulate, shap
     assert_close("drive", before + reference[1] if accumulate else reference[1], drive)
 
 
-@pytest.mark.parametrize("narrow", [16, 128])
-def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, narrow):
+@pytest.mark.parametrize(
+    ("configuration", "group_out"),
+    [(Whole(16, 16, 128, 4, 2), None), (Tiled(16, 16, 64, 16, 4, 2), None), (Tiled(16, 16, 32, 16, 4, 2), 16)],
+    ids=["whole", "tiled", "grouped"],
+)
+def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, configuration, group_out):
     layer = random_layer(device, WIDE)
     batch, in_features, out = WIDE
     buffers = [torch.full((batch + 2, width + 4), torch.nan, device=device) for width in (out, in_features, out)]
     outputs = [buffer[1:-1, 2:-2] for buffer in buffers]
-    configuration = Configuration(16, narrow, 16, 16, 64, 16, warps=4, stages=2)
-    launch_linear_step(*arguments(layer)[:4], *outputs, layer.activation, configuration=configuration)
+    options = {"configuration": configuration, "group_out": group_out}
+    launch_linear_step(*arguments(layer)[:4], *outputs, layer.activation, **options)
     for name, expected, actual, buffer in zip(
         NAMES, linear_step_reference(*arguments(layer)), outputs, buffers, strict=True
     ):
@@ -107,8 +113,16 @@ def test_every_element_is_written_and_nothing_else_whatever_the_tiles(device, na
         assert int(buffer.isnan().sum()) == buffer.numel() - actual.numel()
 
 
-def test_results_repeat_bit_for_bit(device):
-    layer = random_layer(device, WIDE)
+def test_a_weight_that_the_cache_does_not_hold_is_taken_in_groups(device):
+    batch, in_features, out = GROUPED
+    tiles = Tiled(32, 32, 32, 32, 1, 1)
+    assert outputs_at_a_time("interpreter", tiles, batch, out, in_features, 4) == 32
+    assert outputs_at_a_time("interpreter", tiles, WIDE[0], WIDE[2], WIDE[1], 4) == WIDE[2]
+
+
+@SHAPES
+def test_results_repeat_bit_for_bit(device, shape):
+    layer = random_layer(device, shape)
     first, second = (linear_step(*arguments(layer)) for _ in range(2))
     assert torch.equal(first.error, second.error) and torch.equal(first.drive, second.drive)
     assert first.prediction is None

@@ -195,6 +195,21 @@ def test_the_forms_agree_bit_for_bit(device, free_output, learn_errors):
             assert all(map(torch.equal, getattr(first, name), getattr(other, name))), name
 
 
+@pytest.mark.parametrize("widths", [(12, 36, 20, 18, 5), (12, 7)], ids=str)
+@pytest.mark.parametrize("learn_errors", ["current", "previous"])
+@pytest.mark.parametrize("free_output", [False, True])
+def test_recording_energies_takes_the_layers_in_another_order_and_changes_nothing(
+    device, free_output, learn_errors, widths
+):
+    chain = random_chain(device, 20, widths, ("tanh", "silu", "tanh", "identity")[1 - len(widths) :])
+    options = {"step_size": 0.2, "free_output": free_output, "learn_errors": learn_errors, "momentum": 0.5}
+    for steps in (1, 5):
+        found = strict_sweep(*chain.arguments, energies=False, form="batch_tiles", steps=steps, **options)
+        recorded = strict_sweep(*chain.arguments, energies=True, form="batch_tiles", steps=steps, **options)
+        for name in LISTS:
+            assert all(map(torch.equal, getattr(recorded, name), getattr(found, name))), name
+
+
 @pytest.mark.parametrize("free_output", [False, True])
 @pytest.mark.parametrize(("form", "programs"), [("half_steps", 3), ("cooperative", 1)])
 def test_the_number_of_programs_changes_nothing(device, form, programs, free_output):

@@ -1,0 +1,92 @@
+"""The sweeps of strict inference that are tuned, on chains of linear layers: (batch, width, width, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from bench.gpu.linear_operations import input_precision_of, random_tensors, size_in
+from bench.gpu.tune import Launch, Operation
+from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.strict_sweep import configurations
+from pccompile.kernels.strict_sweep.choice import likely_form
+from pccompile.kernels.strict_sweep.launch import (
+    Settings,
+    empty_buffers,
+    launch_chain_gradients,
+    launch_strict_sweep,
+)
+from pccompile.kernels.strict_sweep.layout import Chain, Layout
+
+__all__ = ["CHAIN_GRADIENTS", "STRICT_SWEEP"]
+
+STEPS = 20
+SHAPES = (
+    (64, 784, 256, 256, 10),
+    (512, 784, 256, 256, 10),
+    (64, 1024, 1024, 1024, 1024),
+    (16384, 784, 256, 256, 10),
+    (16384, 1024, 1024, 1024, 1024),
+)
+
+
+def _chain(shape: tuple[int, ...], precision: str, device: str) -> tuple[torch.Tensor, Chain]:
+    """x, and layers whose weights keep values of the same size."""
+    batch, *widths = shape
+    sizes = [(out, inputs) for inputs, out in pairwise(widths)]
+    x, *weights = random_tensors(precision, device, (batch, widths[0]), *sizes)
+    weights = [weight / weight.shape[1] ** 0.5 for weight in weights]
+    biases = tuple(weight.new_zeros(weight.shape[0]) for weight in weights)
+    return x, Chain(tuple(weights), biases, (*["tanh"] * (len(sizes) - 1), "identity"))
+
+
+def _sweep_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
+    chosen = configurations.configuration_for(architecture, precision, shape[0])
+    return size_in(configurations.CONFIGURATIONS[architecture][precision], chosen)
+
+
+def _sweep(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    """In the form that is likely the quickest for a configuration."""
+    x, chain = _chain(shape, precision, device)
+    target = torch.arange(shape[0], device=device) % shape[-1]
+    settings = Settings(
+        loss="cross_entropy",
+        free_output=False,
+        learn_errors="current",
+        record=False,
+        steps=STEPS,
+        step_size=0.1,
+        momentum=0.0,
+        loss_factor=1.0,
+        ignore_index=-100,
+        negative_slope=0.01,
+        input_precision=input_precision_of(precision),
+    )
+    sizes = [weight.shape for weight in chain.weights]
+    buffers = empty_buffers(x, Layout.of(sizes).columns, settings)
+
+    def launcher(configuration: configurations.Configuration) -> Launch:
+        form = likely_form(architecture_of(x.device), configuration, shape[0], [(out, into) for out, into in sizes])
+        given = (x, target, chain, settings, buffers, form, configuration)
+        return Launch(partial(launch_strict_sweep, *given), (buffers.values,))
+
+    return launcher
+
+
+def _gradients(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    x, chain = _chain(shape, precision, device)
+    layout = Layout.of([weight.shape for weight in chain.weights])
+    values, drives = (each.float() for each in random_tensors(precision, device, *[(shape[0], layout.columns)] * 2))
+    gradients = x.new_empty(layout.gradients)
+    given = (x, values, drives, chain, gradients, 1.0, None, input_precision_of(precision))
+    return lambda configuration: Launch(partial(launch_chain_gradients, *given, configuration), (gradients,))
+
+
+STRICT_SWEEP = Operation(configurations.SPACE, configurations.CONFIGURATIONS, SHAPES, _sweep_size, _sweep)
+CHAIN_GRADIENTS = Operation(
+    configurations.GRADIENT_SPACE, configurations.GRADIENTS, SHAPES, lambda *_: None, _gradients
+)
