@@ -8,6 +8,7 @@ in the kernels' operators instead. Its products over all time steps are products
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -111,63 +112,36 @@ class _Layer(NamedTuple):
 _Recurrence = Callable[[Tensor, _Layer, Sequence[Tensor]], tuple[Tensor, ...]]
 
 
-def _lstm(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """`aten.lstm.input` without projections, and without dropout."""
-    return _network(_lstm_layer, x, hx, params, has_biases, num_layers, bidirectional, batch_first)
-
-
-def _gru(
-    x: Tensor,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """`aten.gru.input` without dropout."""
-    return _network(_gru_layer, x, (hx,), params, has_biases, num_layers, bidirectional, batch_first)
-
-
-_NETWORKS: dict[Any, Callable[..., Any]] = {_aten.lstm.input: _lstm, _aten.gru.input: _gru}
-
-
 def _network(
     recurrence: _Recurrence,
     x: Tensor,
-    initial: Sequence[Tensor],
-    parameters: Sequence[Tensor],
+    hx: Tensor | Sequence[Tensor],
+    params: Sequence[Tensor],
     has_biases: bool,
-    layer_count: int,
+    num_layers: int,
+    _dropout: float,
+    _train: bool,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """The outputs of the last layer, and of every kind of state the last ones of all layers.
+    """An operator of ATen's by its recurrence, without projections, and without dropout.
 
     Args:
         recurrence: a layer in a direction: its outputs (steps, batch, units), and of every kind of state the last.
         x: (steps, batch, inputs), or (batch, steps, inputs) with batch_first.
-        initial: of every kind of state the first ones, (layers and directions, batch, units).
-        parameters: those of every layer and direction, one after the other.
+        hx: of every kind of state the first ones, (layers and directions, batch, units); or those of the only kind.
+        params: those of every layer and direction, one after the other.
+
+    Returns:
+        The outputs of the last layer, and of every kind of state the last ones of all layers.
     """
     each = 4 if has_biases else 2
-    layers = (_Layer(*parameters[start : start + each]) for start in range(0, len(parameters), each))
+    layers = (_Layer(*params[start : start + each]) for start in range(0, len(params), each))
+    initial = hx if isinstance(hx, list | tuple) else (hx,)
     states = zip(*(state.unbind(0) for state in initial), strict=True)
     reached: list[tuple[Tensor, ...]] = []
     x = x.transpose(0, 1) if batch_first else x
-    for _ in range(layer_count):
+    for _ in range(num_layers):
         outputs = []
         for backwards in (False, True) if bidirectional else (False,):
             output, *last = recurrence(x.flip(0) if backwards else x, next(layers), next(states))
@@ -258,3 +232,9 @@ def _gradients(error: Tensor, hiddens: Tensor, of_weight: bool, of_bias: bool) -
     rows = error.reshape(-1, error.shape[-1])
     d_weight = rows.t() @ hiddens[:-1].reshape(-1, hiddens.shape[-1]) if of_weight else None
     return d_weight, rows.sum(0, keepdim=True).view(-1) if of_bias else None
+
+
+_NETWORKS: dict[Any, Callable[..., Any]] = {
+    _aten.lstm.input: partial(_network, _lstm_layer),
+    _aten.gru.input: partial(_network, _gru_layer),
+}

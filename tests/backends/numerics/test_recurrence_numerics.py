@@ -1,7 +1,5 @@
 """With the kernels of recurrent layers, networks train as on the eager back end, all time steps in one launch."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,37 +160,18 @@ def test_the_kernels_are_taken_where_prediction_and_error_take_no_longer_than_th
     assert timed == [True, False]  # once, with prediction and error together; what was found is remembered
 
 
-@pytest.fixture
-def timing(monkeypatch, tmp_path):
-    """Times are taken as on a GPU, of one call each; all come out the same."""
-
-    class Recorder:
-        def __init__(self, device):
-            self.device = device
-
-        def record(self, function, inputs):
-            return lambda: function(list(inputs)), ()
-
-    monkeypatch.setenv("PCCOMPILE_KERNELS", "measured")
-    monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(recurrences, "is_on_gpu", lambda kinds: True)
-    monkeypatch.setattr(choice, "_seconds", lambda replay: replay() or 1e-6)
-    monkeypatch.setattr(choice, "CudaRecorder", Recorder)
-    for often in ("_CALLS", "_WARM_UPS", "_REPETITIONS"):
-        monkeypatch.setattr(choice, often, 1)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-
-
 TIMED = {(phase, "kernel 1 us, operators 1 us") for phase in ("prediction", "error sweep")}
 
 
-def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device, timing):
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device):
     pc = compiled(Reader(nn.LSTM), device)
     agree(pc, pccompile.ZIL(), *sequences(device))
     assert reasons(pc, "lstm") == TIMED
 
 
-def test_where_the_operators_cannot_be_traced_the_eager_back_end_is_timed(device, timing, monkeypatch):
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_where_the_operators_cannot_be_traced_the_eager_back_end_is_timed(device, monkeypatch):
     traced, called = recurrences.fragment_of, []
 
     def fragment_of(function, kinds, errors, known, instead=None):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided
+from layers import normals, strided
 from torch import nn
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -19,10 +19,7 @@ recurrence_error = torch.ops.pccompile.gru_recurrence_error
 
 def random_recurrence(device, steps=3, batch=7, units=10, dtype=torch.float32, bias=True):
     """Drive, weight, bias and first hidden state."""
-
-    def normal(*size):
-        return torch.randn(size).to(dtype).to(device)
-
+    normal = normals(None, dtype, device)
     weight = normal(3 * units, units) / max(units, 1) ** 0.5
     return normal(steps, batch, 3 * units), weight, normal(3 * units) if bias else None, normal(batch, units)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided
+from layers import normals, strided
 from torch import nn
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -19,10 +19,7 @@ recurrence_error = torch.ops.pccompile.lstm_recurrence_error
 
 def random_recurrence(device, steps=3, batch=7, units=10, dtype=torch.float32):
     """Drive, weight, and first hidden state and cell."""
-
-    def normal(*size):
-        return torch.randn(size).to(dtype).to(device)
-
+    normal = normals(None, dtype, device)
     weight = normal(4 * units, units) / max(units, 1) ** 0.5
     return normal(steps, batch, 4 * units), weight, normal(batch, units), normal(batch, units)
 
