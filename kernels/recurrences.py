@@ -1,34 +1,49 @@
-"""What recurrent layers share: a program owns a tile of the batch for all time steps, and streams the weight U.
+"""What recurrent layers share on the host: how a launch is cut up, what operators check, products over all steps.
 
-Tiles, warps and stages per architecture and arithmetic (starting values, not yet measured: the smallest tile of the
-batch that matrix units take gives the most programs); three pieces of a kernel: a state as it starts, the products of
-the hidden states with a tile of every gate's units, and those that carry the gates' errors back; the operations of all.
+Tiles, warps and stages per architecture and arithmetic are starting values, not yet measured: the smallest tile of the
+batch that matrix units take gives the most programs, for a program owns a tile of the batch for all time steps. What
+the kernels share is in `kernels/recurrence_tiles.py`.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
+# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
-import triton.language as tl
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from pccompile.kernels.devices import Architecture
-from pccompile.kernels.products import product_tile
-from pccompile.kernels.tiles import tile_indices
+from pccompile.errors import ShapeError
+from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision
+from pccompile.kernels.devices import (
+    Architecture,
+    architecture_of,
+    interpreted,
+    launch_options,
+    precision_of,
+    registers_of,
+)
+from pccompile.kernels.linear_error.operator import ErrorSweep, linear_error
+from pccompile.kernels.linear_predict.operator import linear_predict
+from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = [
     "CONFIGURATIONS",
     "Configuration",
-    "carry_back",
+    "check_error",
+    "check_recurrence",
     "configuration_for",
-    "gate_products",
+    "drive_of",
+    "first_errors",
+    "launch_constants",
     "register_operations",
-    "start_state",
+    "state_gradients",
+    "without_steps",
 ]
 
 
@@ -75,6 +90,169 @@ def configuration_for(architecture: Architecture, precision: str) -> Configurati
     return CONFIGURATIONS[architecture][precision]
 
 
+def launch_constants(
+    first: Tensor, input_precision: str, configuration: Configuration | None, *within_a_step: Tensor | None
+) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of a launch, and what its kernel takes by keyword.
+
+    Args:
+        first: (steps, batch, ...), what decides arithmetic and device.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+        within_a_step: all that is read and written, of what is over time one step: pointers move by a step at a time,
+            so offsets stay within one, and 32 bits are enough for most.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(first.device)
+    chosen = configuration or configuration_for(architecture, precision_of(first.dtype, input_precision))
+    return (triton.cdiv(first.shape[1], chosen.block_batch),), {
+        "INPUT_PRECISION": input_precision,
+        "WIDE": needs_wide_offsets(*within_a_step),
+        "UPCAST": interpreted() and first.dtype is not torch.float32,
+        "BLOCK_BATCH": chosen.block_batch,
+        "BLOCK_UNITS": chosen.block_units,
+        "BLOCK_SUM": chosen.block_sum,
+        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+    }
+
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+
+def check_recurrence(
+    name: str,
+    gates: int,
+    drive: Tensor,
+    weight: Tensor,
+    input_precision: str,
+    states: Mapping[str, Tensor],
+    bias: Tensor | None = None,
+) -> None:
+    """Check the arguments of a recurrence.
+
+    Args:
+        name: the operation's, for messages.
+        gates: how many times the units a gate's product is wide.
+        drive: (steps, batch, gates units), what the inputs contribute.
+        weight: (gates units, units).
+        input_precision: "ieee" or "tf32".
+        states: (batch, units) each, before the first step, by argument name.
+        bias: (gates units,), beside the weight, if there is one.
+
+    Raises:
+        UsageError: no kernel takes this dtype or input_precision.
+        ShapeError: shapes, dtypes or devices do not fit one another.
+    """
+    check_alike(name, drive=drive, weight=weight, bias=bias, **states)
+    check_input_precision(input_precision)
+    against = _check_weight(name, gates, weight)
+    (steps, batch), (rows, units) = drive.shape[:2], weight.shape
+    width = _width(gates)
+    check_fits(name, "drive", drive, (steps, batch, rows), f"(steps, batch, {width})", against=against)
+    check_fits(name, "bias_hidden", bias, (rows,), f"({width},)", against=against)
+    for argument, state in states.items():
+        check_fits(name, argument, state, (batch, units), "(batch, units)", against=against)
+
+
+def check_error(
+    name: str,
+    gates: int,
+    error: Tensor,
+    weight: Tensor,
+    input_precision: str,
+    states: Mapping[str, Tensor | None],
+    over_time: Mapping[str, Tensor],
+    kept: Tensor | None = None,
+) -> None:
+    """Check the arguments of a recurrence's error.
+
+    Args:
+        name, gates, weight, input_precision: as for `check_recurrence`.
+        error: (steps, batch, units).
+        states: (batch, units) each, errors of the last states, by argument name.
+        over_time: (steps + 1, batch, units) each, from the prediction, by argument name.
+        kept: (steps, batch, 4 units), the argument `gates`, from the prediction, if there is one.
+
+    Raises:
+        UsageError: no kernel takes this dtype or input_precision.
+        ShapeError: shapes, dtypes or devices do not fit one another.
+    """
+    check_alike(name, error=error, weight_hidden=weight, **over_time, gates=kept, **states)
+    check_input_precision(input_precision)
+    if error.dim() != 3 or weight.dim() != 2:
+        raise ShapeError(f"{name}: error has shape {tuple(error.shape)}", cure="error is (steps, batch, units)")
+    against = _check_weight(name, gates, weight)
+    (steps, batch), units = error.shape[:2], weight.shape[1]
+    check_fits(name, "error", error, (steps, batch, units), "(steps, batch, units)", against=against)
+    for argument, tensor in over_time.items():
+        sizes = (steps + 1, batch, units)
+        check_fits(name, argument, tensor, sizes, "(steps + 1, batch, units)", against="the prediction")
+    check_fits(name, "gates", kept, (steps, batch, 4 * units), "(steps, batch, 4 units)", against="the prediction")
+    for argument, state in states.items():
+        check_fits(name, argument, state, (batch, units), "(batch, units)", against=against)
+
+
+def _check_weight(name: str, gates: int, weight: Tensor) -> str:
+    """Check its shape; returns what others are checked against."""
+    shape, units = f"({_width(gates)}, units)", weight.shape[1]
+    check_fits(name, "weight_hidden", weight, (gates * units, units), shape, against="the layer")
+    return f"weight_hidden, which is {shape}"
+
+
+def _width(gates: int) -> str:
+    return "units" if gates == 1 else f"{gates} units"
+
+
+# Beside the recurrence ------------------------------------------------------------------------------------------------
+
+
+def drive_of(
+    name: str,
+    gates: int,
+    x: Tensor,
+    weight_input: Tensor,
+    bias: Tensor | None,
+    weight_hidden: Tensor,
+    input_precision: str,
+) -> Tensor:
+    """What the inputs contribute to the gates, x W^T + b at all time steps: (steps, batch, gates units).
+
+    Raises:
+        ShapeError: x or weight_hidden has no such number of dimensions; or what `linear_predict` raises.
+    """
+    if x.dim() != 3 or weight_hidden.dim() != 2:
+        raise ShapeError(
+            f"{name}: x has shape {tuple(x.shape)} and weight_hidden {tuple(weight_hidden.shape)}",
+            cure=f"x is (steps, batch, inputs) and weight_hidden is ({_width(gates)}, units)",
+        )
+    return linear_predict(x, weight_input, bias, input_precision=input_precision).output
+
+
+def state_gradients(error: Tensor, hiddens: Tensor, weight: Tensor, **options: Any) -> ErrorSweep:
+    """Those of weight_hidden and of the bias beside it, where they are asked for: sums over all steps in one launch.
+
+    Args:
+        error: (steps, batch, gates units), of what the hidden states contribute.
+        hiddens: (steps + 1, batch, units).
+        weight: (gates units, units).
+        options: as for `linear_error`.
+    """
+    return linear_error(error, None, hiddens[:-1], weight, parent_error=False, **options)
+
+
+def first_errors(error: Tensor, count: int) -> list[Tensor]:
+    """Places for the errors of the first states, (batch, units) each: sums over steps, so in float32."""
+    return [error.new_empty(error.shape[1:], dtype=torch.float32) for _ in range(count)]
+
+
+def without_steps(targets: Sequence[Tensor], given: Sequence[Tensor | None]) -> None:
+    """Where there is no time step the first states are the last, and so are their errors; None stands for zero."""
+    for target, source in zip(targets, given, strict=True):
+        target.zero_() if source is None else target.copy_(source)
+
+
 def register_operations(operator: Any, weight: int) -> None:
     """Tell torch's counter the operations of a recurrence, or of its error: a product with U in every time step.
 
@@ -88,127 +266,3 @@ def register_operations(operator: Any, weight: int) -> None:
         steps, batch = first[:2]
         gates, units = shapes[weight - 1]
         return 2 * int(steps * batch * gates * units)
-
-
-@triton.jit
-def start_state(
-    target_ptr,  # (batch, units), contiguous
-    given_ptr,  # (batch, units)
-    batch_stride,
-    unit_stride,
-    row,  # (BLOCK_BATCH,)
-    inside,  # which of them there are
-    units,
-    GIVEN: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-):
-    """Copy the state that is given, or write zeros. A barrier must follow before it is read."""
-    for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-        within = inside[:, None] & (unit < units)[None, :]
-        state = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
-        if GIVEN:
-            given = given_ptr + (row * batch_stride)[:, None] + (unit * unit_stride)[None, :]
-            state += tl.load(given, mask=within, other=0.0).to(tl.float32)
-        target = target_ptr + (row * units)[:, None] + unit[None, :]
-        tl.store(target, state.to(target_ptr.dtype.element_ty), mask=within)
-
-
-@triton.jit
-def gate_products(
-    z_0,  # (BLOCK_BATCH, BLOCK_UNITS), float32, as are the next
-    z_1,
-    z_2,
-    z_3,  # where there is a fourth gate
-    hidden_ptr,  # (batch, units), contiguous
-    weight_ptr,  # (gates units, units)
-    row,
-    inside,
-    unit,  # (BLOCK_UNITS,)
-    known,  # which of them there are
-    units,
-    weight_gate_stride,
-    weight_unit_stride,
-    FOUR: tl.constexpr,  # gates; else three
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
-):
-    """Each gate's z + h U^T at a tile of units, the hidden states loaded once for all gates."""
-    gate_apart = units * weight_gate_stride
-    for sum_tile in range(0, (units + BLOCK_SUM - 1) // BLOCK_SUM):
-        source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
-        hidden = tl.load(
-            hidden_ptr + (row * units)[:, None] + source[None, :],
-            mask=inside[:, None] & (source < units)[None, :],
-            other=0.0,
-        )
-        weight = weight_ptr + (source * weight_unit_stride)[:, None] + (unit * weight_gate_stride)[None, :]
-        there = (source < units)[:, None] & known[None, :]
-        w_0 = tl.load(weight, mask=there, other=0.0)
-        w_1 = tl.load(weight + gate_apart, mask=there, other=0.0)
-        w_2 = tl.load(weight + 2 * gate_apart, mask=there, other=0.0)
-        if UPCAST:
-            hidden = hidden.to(tl.float32)
-            w_0 = w_0.to(tl.float32)
-            w_1 = w_1.to(tl.float32)
-            w_2 = w_2.to(tl.float32)
-        z_0 = tl.dot(hidden, w_0, z_0, input_precision=INPUT_PRECISION)
-        z_1 = tl.dot(hidden, w_1, z_1, input_precision=INPUT_PRECISION)
-        z_2 = tl.dot(hidden, w_2, z_2, input_precision=INPUT_PRECISION)
-        if FOUR:
-            w_3 = tl.load(weight + 3 * gate_apart, mask=there, other=0.0)
-            if UPCAST:
-                w_3 = w_3.to(tl.float32)
-            z_3 = tl.dot(hidden, w_3, z_3, input_precision=INPUT_PRECISION)
-    return z_0, z_1, z_2, z_3
-
-
-@triton.jit
-def carry_back(
-    carried_ptr,  # (batch, units), float32, contiguous
-    error_ptr,  # (batch, gates), contiguous
-    weight_ptr,  # (gates, units)
-    row,
-    inside,
-    batch,
-    units,
-    gates,
-    weight_gate_stride,
-    weight_unit_stride,
-    ADD: tl.constexpr,  # to what is carried already
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
-):
-    """The error of the hidden states before a step: d U, where a program's tile of d was written before a barrier."""
-    for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-        error = product_tile(
-            error_ptr,
-            gates,
-            1,
-            weight_ptr,
-            weight_gate_stride,
-            weight_unit_stride,
-            row,
-            batch,
-            unit,
-            units,
-            gates,
-            error_ptr.dtype.element_ty,
-            INPUT_PRECISION,
-            WIDE,
-            UPCAST,
-            BLOCK_SUM,
-        )
-        within = inside[:, None] & (unit < units)[None, :]
-        carried = carried_ptr + (row * units)[:, None] + unit[None, :]
-        if ADD:
-            error += tl.load(carried, mask=within, other=0.0)
-        tl.store(carried, error, mask=within)

@@ -25,7 +25,8 @@ Bytes, with s bytes an element: U is read once a step for every 16 samples, from
     kernel.py     the Triton kernels and their launches
     operator.py   lstm_predict (differentiable) and lstm_error; pccompile::lstm_recurrence and ..._error
 
-Tiles, warps and stages per architecture, and what is common to recurrent layers: `kernels/recurrences.py`.
+What recurrent layers share: `kernels/recurrences.py` on the host, with tiles, warps and stages per architecture;
+`kernels/recurrence_tiles.py` in kernels.
 """
 
 from __future__ import annotations
