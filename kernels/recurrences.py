@@ -40,6 +40,7 @@ __all__ = [
     "configuration_for",
     "drive_of",
     "first_errors",
+    "gradients_over_time",
     "launch_constants",
     "register_operations",
     "state_gradients",
@@ -228,6 +229,36 @@ def drive_of(
             cure=f"x is (steps, batch, inputs) and weight_hidden is ({_width(gates)}, units)",
         )
     return linear_predict(x, weight_input, bias, input_precision=input_precision).output
+
+
+def gradients_over_time(
+    drive_error: Tensor,
+    x: Tensor,
+    weight_input: Tensor,
+    state_error: Tensor,
+    hiddens: Tensor,
+    weight_hidden: Tensor,
+    *,
+    parent_error: bool,
+    state_bias: bool = False,
+    **options: Any,
+) -> tuple[ErrorSweep, ErrorSweep]:
+    """The products of an error sweep over all steps: the parent's error with dW and db, and dU; a launch each.
+
+    Args:
+        drive_error: (steps, batch, gates units), of what the inputs contribute.
+        x: (steps, batch, inputs).
+        weight_input: (gates units, inputs).
+        state_error: (steps, batch, gates units), of what the hidden states contribute.
+        hiddens: (steps + 1, batch, units).
+        weight_hidden: (gates units, units).
+        parent_error: whether to compute the error with respect to x.
+        state_bias: whether there is a bias beside weight_hidden, whose gradient is asked for where the other's is.
+        options: `linear_error`'s weight_gradient, bias_gradient, gain and input_precision.
+    """
+    of_inputs = linear_error(drive_error, None, x, weight_input, parent_error=parent_error, **options)
+    options["bias_gradient"] = options["bias_gradient"] and state_bias
+    return of_inputs, state_gradients(state_error, hiddens, weight_hidden, **options)
 
 
 def state_gradients(error: Tensor, hiddens: Tensor, weight: Tensor, **options: Any) -> ErrorSweep:

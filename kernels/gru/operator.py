@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pccompile.kernels.arguments import refusal
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
-from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import (
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
+    gradients_over_time,
     register_operations,
     state_gradients,
     without_steps,
@@ -131,14 +131,20 @@ def gru_error(
     drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
         error, hidden_error, weight_hidden, hiddens, gates, input_precision
     )
-    options: dict[str, Any] = {
-        "weight_gradient": weight_gradient,
-        "bias_gradient": bias_gradient,
-        "gain": gain,
-        "input_precision": input_precision,
-    }
-    of_inputs = linear_error(drive_error, None, x, weight_input, parent_error=parent_error, **options)
-    of_states = state_gradients(state_error, hiddens, weight_hidden, **options)
+    of_inputs, of_states = gradients_over_time(
+        drive_error,
+        x,
+        weight_input,
+        state_error,
+        hiddens,
+        weight_hidden,
+        parent_error=parent_error,
+        state_bias=True,
+        weight_gradient=weight_gradient,
+        bias_gradient=bias_gradient,
+        gain=gain,
+        input_precision=input_precision,
+    )
     return GRUErrorSweep(
         of_inputs.parent_error,
         first,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pccompile.kernels.arguments import refusal
-from pccompile.kernels.linear_error.operator import linear_error
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import (
@@ -18,6 +17,7 @@ from pccompile.kernels.recurrences import (
     check_recurrence,
     drive_of,
     first_errors,
+    gradients_over_time,
     register_operations,
     state_gradients,
     without_steps,
@@ -140,27 +140,26 @@ def lstm_error(
     drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
         error, hidden_error, cell_error, weight_hidden, cells, gates, input_precision
     )
-    options: dict[str, Any] = {"gain": gain, "input_precision": input_precision}
-    sweep = linear_error(
+    of_inputs, of_states = gradients_over_time(
         drive_error,
-        None,
         x,
         weight_input,
+        drive_error,
+        hiddens,
+        weight_hidden,
         parent_error=parent_error,
         weight_gradient=weight_gradient,
         bias_gradient=bias_gradient,
-        **options,
-    )
-    of_states = state_gradients(
-        drive_error, hiddens, weight_hidden, weight_gradient=weight_gradient, bias_gradient=False, **options
+        gain=gain,
+        input_precision=input_precision,
     )
     return LSTMErrorSweep(
-        sweep.parent_error,
+        of_inputs.parent_error,
         first_hidden,
         first_cell,
-        sweep.weight_gradient,
+        of_inputs.weight_gradient,
         of_states.weight_gradient,
-        sweep.bias_gradient,
+        of_inputs.bias_gradient,
     )
 
 

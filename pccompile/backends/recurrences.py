@@ -159,10 +159,45 @@ def _drive(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product.view(*x.shape[:-1], weight.shape[0])
 
 
+def _sum_of_biases(layer: _Layer) -> Tensor | None:
+    """Where both are added before anything else is done, one stands for both."""
+    return None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
+
+
+def _rnn_layer(activation: str, x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = _drive(x, layer.input, _sum_of_biases(layer))
+    found: tuple[Tensor, ...] = _RNNRecurrence.apply(drive, layer.recurrent, *states, activation)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _RNNRecurrence(torch.autograd.Function):
+    """`pccompile::rnn_recurrence` and its error; see `_LSTMRecurrence`."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, weight: Tensor, hidden: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+        ctx.options = activation, recurrence_precision()
+        hiddens = torch.ops.pccompile.rnn_recurrence(drive, weight, hidden, *ctx.options)
+        ctx.save_for_backward(weight, hiddens)
+        ctx.set_materialize_grads(False)
+        return hiddens[1:], hiddens[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, hiddens = ctx.saved_tensors
+        error, hidden_error = errors
+        if error is None:
+            error = torch.zeros_like(hiddens[1:])
+        drive_error, first = torch.ops.pccompile.rnn_recurrence_error(
+            error, hidden_error, weight, hiddens, *ctx.options
+        )
+        d_weight, _ = _gradients(drive_error, hiddens, ctx.needs_input_grad[1], False)
+        return drive_error, d_weight, first, None
+
+
 def _lstm_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    bias = None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
-    output, hidden, cell = _LSTMRecurrence.apply(_drive(x, layer.input, bias), layer.recurrent, *states)  # type: ignore[no-untyped-call]
-    return output, hidden, cell
+    drive = _drive(x, layer.input, _sum_of_biases(layer))
+    found: tuple[Tensor, ...] = _LSTMRecurrence.apply(drive, layer.recurrent, *states)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _LSTMRecurrence(torch.autograd.Function):
@@ -235,6 +270,8 @@ def _gradients(error: Tensor, hiddens: Tensor, of_weight: bool, of_bias: bool) -
 
 
 _NETWORKS: dict[Any, Callable[..., Any]] = {
+    _aten.rnn_tanh.input: partial(_network, partial(_rnn_layer, "tanh")),
+    _aten.rnn_relu.input: partial(_network, partial(_rnn_layer, "relu")),
     _aten.lstm.input: partial(_network, _lstm_layer),
     _aten.gru.input: partial(_network, _gru_layer),
 }

@@ -54,7 +54,7 @@ def reasons(pc, kernel):
     return {(row.phase, row.reason) for row in pc.backend_report().of("net") if row.kernel == kernel}
 
 
-LAUNCHES = {nn.LSTM: "lstm", nn.GRU: "gru"}
+LAUNCHES = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -97,6 +97,11 @@ def test_every_parameter_and_first_state_learns_as_on_the_eager_back_end(kind, o
     for rule in RULES:
         launches = agree(pc, rule, *sequences(device))
         assert launches[f"{LAUNCHES[kind]}_recurrence"] == launches[f"{LAUNCHES[kind]}_recurrence_error"] == layers
+
+
+def test_networks_of_rectified_units(device):
+    launches = agree(compiled(Reader(nn.RNN, nonlinearity="relu"), device), pccompile.ZIL(), *sequences(device))
+    assert launches["rnn_recurrence"] == launches["rnn_recurrence_error"] == 1
 
 
 def test_biases_that_share_an_error_have_gradients_of_their_own(device):
