@@ -14,7 +14,16 @@ import triton.language as tl
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["carry_back", "gate_products", "load_gates", "load_tile", "start_state", "state_tile", "store_gates"]
+__all__ = [
+    "carry_back",
+    "gate_products",
+    "load_gates",
+    "load_tile",
+    "start_state",
+    "state_tile",
+    "store_gates",
+    "store_scaled_gates",
+]
 
 
 @triton.jit
@@ -55,6 +64,19 @@ def store_gates(gate_ptr, gate_0, gate_1, gate_2, gate_3, row, unit, within, uni
     tl.store(target + 2 * units, gate_2.to(dtype), mask=within)
     if FOUR:
         tl.store(target + 3 * units, gate_3.to(dtype), mask=within)
+
+
+@triton.jit
+def store_scaled_gates(
+    gate_ptr, gain_ptr, gate_0, gate_1, gate_2, gate_3, row, unit, within, units, FOUR: tl.constexpr
+):
+    """Write tiles of the gates, each times its gain of (gates,), float32; see `store_gates`."""
+    gate_0 = gate_0 * tl.load(gain_ptr)
+    gate_1 = gate_1 * tl.load(gain_ptr + 1)
+    gate_2 = gate_2 * tl.load(gain_ptr + 2)
+    if FOUR:
+        gate_3 = gate_3 * tl.load(gain_ptr + 3)
+    store_gates(gate_ptr, gate_0, gate_1, gate_2, gate_3, row, unit, within, units, FOUR)
 
 
 @triton.jit

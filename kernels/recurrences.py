@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision
+from pccompile.kernels.arguments import check_alike, check_device, check_fits, check_input_precision
 from pccompile.kernels.devices import (
     Architecture,
     architecture_of,
@@ -35,13 +35,16 @@ from pccompile.kernels.tiles import needs_wide_offsets
 __all__ = [
     "CONFIGURATIONS",
     "Configuration",
+    "Learned",
     "check_error",
     "check_recurrence",
     "configuration_for",
     "drive_of",
     "first_errors",
     "gradients_over_time",
+    "last_learned",
     "launch_constants",
+    "learned_of",
     "register_operations",
     "state_gradients",
     "without_steps",
@@ -119,6 +122,40 @@ def launch_constants(
     }
 
 
+class Learned(NamedTuple):
+    """What an error launch writes for the gradients where these have a gain for each time step and gate.
+
+    Attributes:
+        inputs: (steps, batch, gates units), contiguous: the errors of what the inputs contribute, times their gains.
+        states: likewise of what the hidden states contribute.
+        gains: (2, steps, gates), contiguous, float32: those of the inputs' gradients, and of the hidden states'.
+    """
+
+    inputs: Tensor
+    states: Tensor
+    gains: Tensor
+
+
+def learned_of(gates: int, gains: Tensor, error: Tensor) -> Learned:
+    """Places for what an error launch writes for the gradients.
+
+    Args:
+        gates: how many times the units a gate's product is wide.
+        gains: (2, steps, gates), float32.
+        error: (steps, batch, units).
+    """
+    steps, batch, units = error.shape
+    inputs, states = (error.new_empty(steps, batch, gates * units) for _ in range(2))
+    return Learned(inputs, states, gains.contiguous())
+
+
+def last_learned(learned: Learned | None, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last time step of `Learned`, as a kernel takes it: inputs, states, and the gains of both."""
+    if learned is None:
+        return (otherwise,) * 4
+    return learned.inputs[-1], learned.states[-1], learned.gains[0, -1], learned.gains[1, -1]
+
+
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +203,7 @@ def check_error(
     states: Mapping[str, Tensor | None],
     over_time: Mapping[str, Tensor],
     kept: Tensor | None = None,
+    gains: Tensor | None = None,
 ) -> None:
     """Check the arguments of a recurrence's error.
 
@@ -175,6 +213,7 @@ def check_error(
         states: (batch, units) each, errors of the last states, by argument name.
         over_time: (steps + 1, batch, units) each, from the prediction, by argument name.
         kept: (steps, batch, 4 units), the argument `gates`, from the prediction, if there is one.
+        gains: (2, steps, gates), float32, of the gradients, if there are any.
 
     Raises:
         UsageError: no kernel takes this dtype or input_precision.
@@ -193,6 +232,10 @@ def check_error(
     check_fits(name, "gates", kept, (steps, batch, 4 * units), "(steps, batch, 4 units)", against="the prediction")
     for argument, state in states.items():
         check_fits(name, argument, state, (batch, units), "(batch, units)", against=against)
+    check_fits(name, "gains", gains, (2, steps, gates), f"(2, steps, {gates})", against="the layer")
+    check_device(name, "gains", gains, "error", error)
+    if gains is not None and gains.dtype is not torch.float32:
+        raise ShapeError(f"{name}: gains is {gains.dtype}", cure="gains are float32")
 
 
 def _check_weight(name: str, gates: int, weight: Tensor) -> str:

@@ -19,8 +19,9 @@ from pccompile.kernels.recurrence_tiles import (
     start_state,
     state_tile,
     store_gates,
+    store_scaled_gates,
 )
-from pccompile.kernels.recurrences import Configuration, launch_constants
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -133,10 +134,15 @@ def gru_recurrence_error_kernel(
     gate_ptr,  # (batch, 4 units), of the last step
     drive_error_ptr,  # (batch, 3 units), of the last step
     state_error_ptr,  # (batch, 3 units), of the last step
+    learned_input_ptr,  # (batch, 3 units), of the last step; with the next three, where gradients have gains
+    learned_state_ptr,  # (batch, 3 units), of the last step
+    input_gain_ptr,  # (3,), float32, of the last step
+    state_gain_ptr,  # (3,), float32, of the last step
     carried_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
     steps,
     batch,
     units,
+    state_error_step_stride,  # 0 where nobody reads it but the kernel itself
     error_step_stride,
     error_batch_stride,
     error_unit_stride,
@@ -145,6 +151,7 @@ def gru_recurrence_error_kernel(
     weight_gate_stride,
     weight_unit_stride,
     HIDDEN_ERROR: tl.constexpr,
+    GAINS: tl.constexpr,  # write what the gradients read as well
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -183,6 +190,33 @@ def gru_recurrence_error_kernel(
             d_recalled = d_candidate * reset
             store_gates(drive_error_ptr, d_reset, d_update, d_candidate, None, row, unit, within, units, False)
             store_gates(state_error_ptr, d_reset, d_update, d_recalled, None, row, unit, within, units, False)
+            if GAINS:
+                store_scaled_gates(
+                    learned_input_ptr,
+                    input_gain_ptr,
+                    d_reset,
+                    d_update,
+                    d_candidate,
+                    None,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    False,
+                )
+                store_scaled_gates(
+                    learned_state_ptr,
+                    state_gain_ptr,
+                    d_reset,
+                    d_update,
+                    d_recalled,
+                    None,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    False,
+                )
             tl.store(carried_ptr + here, d_hidden * update, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
         carry_back(
@@ -208,7 +242,12 @@ def gru_recurrence_error_kernel(
         hidden_ptr -= batch * units
         gate_ptr -= 4 * batch * units
         drive_error_ptr -= 3 * batch * units
-        state_error_ptr -= 3 * batch * units
+        state_error_ptr -= state_error_step_stride
+        if GAINS:
+            learned_input_ptr -= 3 * batch * units
+            learned_state_ptr -= 3 * batch * units
+            input_gain_ptr -= 3
+            state_gain_ptr -= 3
 
 
 def launch_gru_recurrence(
@@ -273,6 +312,7 @@ def launch_gru_recurrence_error(
     first_hidden_error: Tensor,
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    learned: Learned | None = None,
 ) -> None:
     """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
 
@@ -282,10 +322,12 @@ def launch_gru_recurrence_error(
         weight: (3 units, units).
         hiddens: (steps + 1, batch, units), contiguous.
         gates: (steps, batch, 4 units), contiguous.
-        drive_error, state_error: (steps, batch, 3 units), contiguous, overwritten.
+        drive_error: (steps, batch, 3 units), contiguous, overwritten.
+        state_error: likewise; or (1, batch, 3 units), where every step overwrites it.
         first_hidden_error: (batch, units), contiguous, float32, overwritten.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        learned: where the gradients have gains, these, and what the gradients read, overwritten.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
@@ -305,13 +347,16 @@ def launch_gru_recurrence_error(
             gates[-1],
             drive_error[-1],
             state_error[-1],
+            *last_learned(learned, drive_error),
             first_hidden_error,
             steps,
             batch,
             units,
+            state_error.stride(0) if len(state_error) == steps else 0,
             *error.stride(),
             *given.stride(),
             *weight.stride(),
             HIDDEN_ERROR=hidden_error is not None,
+            GAINS=learned is not None,
             **constants,
         )

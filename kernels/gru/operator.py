@@ -13,17 +13,27 @@ from pccompile.kernels.arguments import refusal
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import (
+    Learned,
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
     gradients_over_time,
+    learned_of,
     register_operations,
     state_gradients,
     without_steps,
 )
 
-__all__ = ["GRUErrorSweep", "GRUPrediction", "gru_error", "gru_predict", "predict_gru", "sweep_gru"]
+__all__ = [
+    "GRUErrorSweep",
+    "GRUPrediction",
+    "gru_error",
+    "gru_predict",
+    "predict_gru",
+    "sweep_gru",
+    "sweep_learned_gru",
+]
 
 
 class GRUPrediction(NamedTuple):
@@ -199,14 +209,29 @@ def sweep_gru(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     errors = _empty_errors(error)
+    return *errors, _swept(error, hidden_error, weight, hiddens, gates, *errors, input_precision)
+
+
+def _swept(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    drive_error: Tensor,
+    state_error: Tensor,
+    input_precision: str,
+    learned: Learned | None = None,
+) -> Tensor:
+    """The error of the first hidden state, once the others are written."""
     (first,) = first_errors(error, 1)
     if error.shape[0] == 0:
         without_steps((first,), (hidden_error,))
     else:
-        kept = (hiddens.contiguous(), gates.contiguous())
-        launch_gru_recurrence_error(error, hidden_error, weight, *kept, *errors, first, input_precision)
+        kept, errors = (hiddens.contiguous(), gates.contiguous()), (drive_error, state_error, first)
+        launch_gru_recurrence_error(error, hidden_error, weight, *kept, *errors, input_precision, learned=learned)
     # A float32 tensor is itself what .to returns: it was made here.
-    return *errors, first.to(error.dtype)
+    return first.to(error.dtype)
 
 
 @custom_operator("pccompile::gru_recurrence_error")
@@ -225,7 +250,44 @@ def _recurrence_error(
     return sweep_gru(error, hidden_error, weight, hiddens, gates, input_precision)
 
 
-_recurrence_error.register_autograd(refusal("the error sweep of a GRU was differentiated"))
+def sweep_learned_gru(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    learned = learned_of(3, gains, error)
+    drive_error = torch.empty_like(learned.inputs)
+    one_step = learned.states.new_empty(1, *learned.states.shape[1:])
+    errors = drive_error, one_step, input_precision, learned
+    first = _swept(error, hidden_error, weight, hiddens, gates, *errors)
+    return drive_error, learned.inputs, learned.states, first
+
+
+@custom_operator("pccompile::gru_recurrence_learned_error")
+def _learned_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
+    check_error("gru_error", 3, error, weight, input_precision, states, over_time, gates, gains)
+    if not has_data(error):
+        inputs, from_states, _ = learned_of(3, gains, error)
+        return torch.empty_like(inputs), inputs, from_states, error.new_empty(error.shape[1:])
+    return sweep_learned_gru(error, hidden_error, weight, hiddens, gates, gains, input_precision)
+
+
+for _operator in (_recurrence_error, _learned_error):
+    _operator.register_autograd(refusal("the error sweep of a GRU was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -252,3 +314,4 @@ def _backward(ctx: Any, hiddens_error: Tensor, _: Tensor) -> tuple[Tensor | None
 _recurrence.register_autograd(_backward, setup_context=_save)
 register_operations(torch.ops.pccompile.gru_recurrence, weight=1)
 register_operations(torch.ops.pccompile.gru_recurrence_error, weight=2)
+register_operations(torch.ops.pccompile.gru_recurrence_learned_error, weight=2)

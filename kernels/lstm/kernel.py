@@ -19,8 +19,9 @@ from pccompile.kernels.recurrence_tiles import (
     start_state,
     state_tile,
     store_gates,
+    store_scaled_gates,
 )
-from pccompile.kernels.recurrences import Configuration, launch_constants
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -140,6 +141,10 @@ def lstm_recurrence_error_kernel(
     cell_ptr,  # (batch, units), after the last step
     gate_ptr,  # (batch, 4 units), of the last step
     drive_error_ptr,  # (batch, 4 units), of the last step
+    learned_input_ptr,  # (batch, 4 units), of the last step; with the next three, where gradients have gains
+    learned_state_ptr,  # (batch, 4 units), of the last step
+    input_gain_ptr,  # (4,), float32, of the last step
+    state_gain_ptr,  # (4,), float32, of the last step
     carried_hidden_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
     carried_cell_ptr,  # (batch, units), float32: at the end, the error of the first cell
     steps,
@@ -156,6 +161,7 @@ def lstm_recurrence_error_kernel(
     weight_unit_stride,
     HIDDEN_ERROR: tl.constexpr,
     CELL_ERROR: tl.constexpr,
+    GAINS: tl.constexpr,  # write what the gradients read as well
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -209,6 +215,33 @@ def lstm_recurrence_error_kernel(
             d_candidate = d_cell * gate_in * (1.0 - candidate * candidate)
             d_out = d_hidden * squashed * gate_out * (1.0 - gate_out)
             store_gates(drive_error_ptr, d_in, d_forget, d_candidate, d_out, row, unit, within, units, True)
+            if GAINS:
+                store_scaled_gates(
+                    learned_input_ptr,
+                    input_gain_ptr,
+                    d_in,
+                    d_forget,
+                    d_candidate,
+                    d_out,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    True,
+                )
+                store_scaled_gates(
+                    learned_state_ptr,
+                    state_gain_ptr,
+                    d_in,
+                    d_forget,
+                    d_candidate,
+                    d_out,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    True,
+                )
             tl.store(carried_cell_ptr + here, d_cell * gate_forget, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
         carry_back(
@@ -234,6 +267,11 @@ def lstm_recurrence_error_kernel(
         cell_ptr -= batch * units
         gate_ptr -= 4 * batch * units
         drive_error_ptr -= 4 * batch * units
+        if GAINS:
+            learned_input_ptr -= 4 * batch * units
+            learned_state_ptr -= 4 * batch * units
+            input_gain_ptr -= 4
+            state_gain_ptr -= 4
 
 
 def launch_lstm_recurrence(
@@ -298,6 +336,7 @@ def launch_lstm_recurrence_error(
     first_cell_error: Tensor,
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    learned: Learned | None = None,
 ) -> None:
     """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
 
@@ -311,6 +350,7 @@ def launch_lstm_recurrence_error(
         first_hidden_error, first_cell_error: (batch, units), contiguous, float32, overwritten.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        learned: where the gradients have gains, these, and what the gradients read, overwritten.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
@@ -333,6 +373,7 @@ def launch_lstm_recurrence_error(
             cells[-1],
             gates[-1],
             drive_error[-1],
+            *last_learned(learned, drive_error),
             first_hidden_error,
             first_cell_error,
             steps,
@@ -344,5 +385,6 @@ def launch_lstm_recurrence_error(
             *weight.stride(),
             HIDDEN_ERROR=hidden_error is not None,
             CELL_ERROR=cell_error is not None,
+            GAINS=learned is not None,
             **constants,
         )

@@ -13,17 +13,27 @@ from pccompile.kernels.arguments import refusal
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import (
+    Learned,
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
     gradients_over_time,
+    learned_of,
     register_operations,
     state_gradients,
     without_steps,
 )
 
-__all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict", "predict_lstm", "sweep_lstm"]
+__all__ = [
+    "LSTMErrorSweep",
+    "LSTMPrediction",
+    "lstm_error",
+    "lstm_predict",
+    "predict_lstm",
+    "sweep_learned_lstm",
+    "sweep_lstm",
+]
 
 
 class LSTMPrediction(NamedTuple):
@@ -199,6 +209,7 @@ def sweep_lstm(
     cells: Tensor,
     gates: Tensor,
     input_precision: str,
+    learned: Learned | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     drive_error = gates.new_empty(gates.shape)
@@ -208,7 +219,7 @@ def sweep_lstm(
     else:
         kept = (cells.contiguous(), gates.contiguous())
         launch_lstm_recurrence_error(
-            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision
+            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision, learned=learned
         )
     # A float32 tensor is itself what .to returns: it was made here.
     return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
@@ -231,7 +242,43 @@ def _recurrence_error(
     return sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision)
 
 
-_recurrence_error.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
+def sweep_learned_lstm(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    learned = learned_of(4, gains, error)
+    drive_error, *first = sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision, learned)
+    return drive_error, learned.inputs, learned.states, *first
+
+
+@custom_operator("pccompile::lstm_recurrence_learned_error")
+def _learned_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    states = {"hidden_error": hidden_error, "cell_error": cell_error}
+    check_error("lstm_error", 4, error, weight, input_precision, states, {"cells": cells}, gates, gains)
+    if not has_data(error):
+        first = [error.new_empty(error.shape[1:]) for _ in range(2)]
+        return gates.new_empty(gates.shape), *learned_of(4, gains, error)[:2], *first
+    return sweep_learned_lstm(error, hidden_error, cell_error, weight, cells, gates, gains, input_precision)
+
+
+for _operator in (_recurrence_error, _learned_error):
+    _operator.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -254,3 +301,4 @@ def _backward(ctx: Any, hiddens_error: Tensor, cells_error: Tensor, _: Tensor) -
 _recurrence.register_autograd(_backward, setup_context=_save)
 register_operations(torch.ops.pccompile.lstm_recurrence, weight=1)
 register_operations(torch.ops.pccompile.lstm_recurrence_error, weight=3)
+register_operations(torch.ops.pccompile.lstm_recurrence_learned_error, weight=3)

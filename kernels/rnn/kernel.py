@@ -13,7 +13,7 @@ from pccompile.kernels.activations import activate, activation_slope
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.products import product_tile
 from pccompile.kernels.recurrence_tiles import carry_back, load_tile, start_state, state_tile
-from pccompile.kernels.recurrences import Configuration, launch_constants
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -102,6 +102,10 @@ def rnn_recurrence_error_kernel(
     weight_ptr,  # (units, units)
     hidden_ptr,  # (batch, units), after the last step
     drive_error_ptr,  # (batch, units), of the last step
+    learned_input_ptr,  # (batch, units), of the last step; with the next three, where gradients have gains
+    learned_state_ptr,  # (batch, units), of the last step
+    input_gain_ptr,  # (1,), float32, of the last step
+    state_gain_ptr,  # (1,), float32, of the last step
     carried_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
     steps,
     batch,
@@ -115,6 +119,7 @@ def rnn_recurrence_error_kernel(
     weight_column_stride,
     ACTIVATION: tl.constexpr,
     HIDDEN_ERROR: tl.constexpr,
+    GAINS: tl.constexpr,  # write what the gradients read as well
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -147,7 +152,11 @@ def rnn_recurrence_error_kernel(
             d_hidden += tl.load(carried_ptr + here, mask=within, other=0.0)
             hidden = load_tile(hidden_ptr, row, units, unit, 1, within)
             drive_error = d_hidden * activation_slope(hidden, 0.0, ACTIVATION)
-            tl.store(drive_error_ptr + here, drive_error.to(drive_error_ptr.dtype.element_ty), mask=within)
+            dtype = drive_error_ptr.dtype.element_ty
+            tl.store(drive_error_ptr + here, drive_error.to(dtype), mask=within)
+            if GAINS:
+                tl.store(learned_input_ptr + here, (drive_error * tl.load(input_gain_ptr)).to(dtype), mask=within)
+                tl.store(learned_state_ptr + here, (drive_error * tl.load(state_gain_ptr)).to(dtype), mask=within)
         tl.debug_barrier()  # the products read what other threads have written
         carry_back(
             carried_ptr,
@@ -171,6 +180,11 @@ def rnn_recurrence_error_kernel(
         error_ptr -= error_step_stride
         hidden_ptr -= batch * units
         drive_error_ptr -= batch * units
+        if GAINS:
+            learned_input_ptr -= batch * units
+            learned_state_ptr -= batch * units
+            input_gain_ptr -= 1
+            state_gain_ptr -= 1
 
 
 def launch_rnn_recurrence(
@@ -228,6 +242,7 @@ def launch_rnn_recurrence_error(
     activation: str = "tanh",
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    learned: Learned | None = None,
 ) -> None:
     """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
 
@@ -241,6 +256,7 @@ def launch_rnn_recurrence_error(
         activation: "tanh" or "relu".
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        learned: where the gradients have gains, these, and what the gradients read, overwritten.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
@@ -258,6 +274,7 @@ def launch_rnn_recurrence_error(
             weight,
             hiddens[-1],
             drive_error[-1],
+            *last_learned(learned, drive_error),
             first_hidden_error,
             steps,
             batch,
@@ -267,5 +284,6 @@ def launch_rnn_recurrence_error(
             *weight.stride(),
             ACTIVATION=activation,
             HIDDEN_ERROR=hidden_error is not None,
+            GAINS=learned is not None,
             **constants,
         )

@@ -13,18 +13,28 @@ from pccompile.errors import UsageError
 from pccompile.kernels.arguments import refusal
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.recurrences import (
+    Learned,
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
     gradients_over_time,
+    learned_of,
     register_operations,
     state_gradients,
     without_steps,
 )
 from pccompile.kernels.rnn.kernel import launch_rnn_recurrence, launch_rnn_recurrence_error
 
-__all__ = ["RNNErrorSweep", "RNNPrediction", "predict_rnn", "rnn_error", "rnn_predict", "sweep_rnn"]
+__all__ = [
+    "RNNErrorSweep",
+    "RNNPrediction",
+    "predict_rnn",
+    "rnn_error",
+    "rnn_predict",
+    "sweep_learned_rnn",
+    "sweep_rnn",
+]
 
 
 class RNNPrediction(NamedTuple):
@@ -189,6 +199,7 @@ def sweep_rnn(
     hiddens: Tensor,
     activation: str,
     input_precision: str,
+    learned: Learned | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     drive_error = error.new_empty(error.shape)
@@ -196,9 +207,8 @@ def sweep_rnn(
     if error.shape[0] == 0:
         without_steps((first,), (hidden_error,))
     else:
-        launch_rnn_recurrence_error(
-            error, hidden_error, weight, hiddens.contiguous(), drive_error, first, activation, input_precision
-        )
+        kept, errors, options = hiddens.contiguous(), (drive_error, first), (activation, input_precision)
+        launch_rnn_recurrence_error(error, hidden_error, weight, kept, *errors, *options, learned=learned)
     # A float32 tensor is itself what .to returns: it was made here.
     return drive_error, first.to(error.dtype)
 
@@ -219,7 +229,42 @@ def _recurrence_error(
     return sweep_rnn(error, hidden_error, weight, hiddens, activation, input_precision)
 
 
-_recurrence_error.register_autograd(refusal("the error sweep of an RNN was differentiated"))
+def sweep_learned_rnn(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gains: Tensor,
+    activation: str,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    learned = learned_of(1, gains, error)
+    drive_error, first = sweep_rnn(error, hidden_error, weight, hiddens, activation, input_precision, learned)
+    return drive_error, learned.inputs, learned.states, first
+
+
+@custom_operator("pccompile::rnn_recurrence_learned_error")
+def _learned_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gains: Tensor,
+    activation: str,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
+    check_error("rnn_error", 1, error, weight, input_precision, states, over_time, None, gains)
+    _check_activation(activation)
+    if not has_data(error):
+        inputs, from_states, _ = learned_of(1, gains, error)
+        return error.new_empty(error.shape), inputs, from_states, error.new_empty(error.shape[1:])
+    return sweep_learned_rnn(error, hidden_error, weight, hiddens, gains, activation, input_precision)
+
+
+for _operator in (_recurrence_error, _learned_error):
+    _operator.register_autograd(refusal("the error sweep of an RNN was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -240,3 +285,4 @@ def _backward(ctx: Any, hiddens_error: Tensor) -> tuple[Tensor | None, ...]:
 _recurrence.register_autograd(_backward, setup_context=_save)
 register_operations(torch.ops.pccompile.rnn_recurrence, weight=1)
 register_operations(torch.ops.pccompile.rnn_recurrence_error, weight=2)
+register_operations(torch.ops.pccompile.rnn_recurrence_learned_error, weight=2)

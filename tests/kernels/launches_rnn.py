@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from recorded import WIDE, Case, Launch
 
+from pccompile.kernels.recurrences import Learned
 from pccompile.kernels.rnn.kernel import launch_rnn_recurrence, launch_rnn_recurrence_error
 
 
@@ -15,7 +16,10 @@ def _launch(case: Case, activation: str, steps: int, batch: int, units: int) -> 
     weight, first = case.empty(units, units), case.empty(batch, units, dtype=torch.float32)
     options = activation, case.input_precision
     launch_rnn_recurrence(drive, weight, states[0], states, *options)
-    launch_rnn_recurrence_error(states[1:], states[0], weight, states, drive, first, *options)
+    errors = states[1:], states[0], weight, states, drive, first, *options
+    launch_rnn_recurrence_error(*errors)
+    learned = Learned(drive, drive, case.empty(2, steps, 1, dtype=torch.float32))
+    launch_rnn_recurrence_error(*errors, learned=learned)
 
 
 LAUNCHES = {

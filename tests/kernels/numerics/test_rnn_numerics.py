@@ -15,6 +15,7 @@ from pccompile.kernels.rnn.reference import rnn_recurrence_error_reference, rnn_
 
 recurrence = torch.ops.pccompile.rnn_recurrence
 recurrence_error = torch.ops.pccompile.rnn_recurrence_error
+learned_error = torch.ops.pccompile.rnn_recurrence_learned_error
 
 ACTIVATIONS = ["tanh", "relu"]
 
@@ -130,6 +131,20 @@ def test_the_operators_keep_their_contract(device):
     hiddens = recurrence(*arguments, "relu", "ieee")
     errors = torch.randn_like(hiddens[1:]), torch.randn_like(hiddens[0])
     torch.library.opcheck(recurrence_error.default, (*errors, arguments[1], hiddens, "relu", "ieee"))
+    gains = torch.randn(2, 2, 1, device=device)
+    torch.library.opcheck(learned_error.default, (*errors, arguments[1], hiddens, gains, "relu", "ieee"))
+
+
+def test_what_gradients_read_has_a_gain_for_each_step(device):
+    drive, weight, hidden = random_recurrence(device, batch=17, units=20)
+    hiddens = recurrence(drive, weight, hidden, "tanh", "ieee")
+    sweep = (torch.randn_like(hiddens[1:]), torch.randn_like(hidden), weight, hiddens)
+    gains = torch.randn(2, 3, 1, device=device)
+    drive_error, first = recurrence_error(*sweep, "tanh", "ieee")
+    plain, *learned, first_hidden = learned_error(*sweep, gains, "tanh", "ieee")
+    assert torch.equal(drive_error, plain) and torch.equal(first, first_hidden)
+    for gain, scaled in zip(gains, learned, strict=True):
+        assert_close("scaled", drive_error * gain[:, None], scaled)
 
 
 def test_a_second_derivative_is_refused(device):
