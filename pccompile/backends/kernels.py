@@ -18,15 +18,25 @@ import torch
 from pccompile import cache
 from pccompile.backends.aten import AtenBackend
 from pccompile.backends.choice import is_measured
+from pccompile.backends.networks import Apart, Joined, name_of
 from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
 from pccompile.backends.timing import measure
-from pccompile.backends.triton import is_installed, with_groups, with_kernels, with_recurrences
+from pccompile.backends.triton import (
+    is_installed,
+    joined_networks,
+    with_groups,
+    with_joined,
+    with_kernels,
+    with_recurrences,
+)
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Program
-from pccompile.lowering.fragments import Fragment, Leaf, Substitution
+from pccompile.lowering import Lowered, lower
+from pccompile.lowering.expand import Expansion
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, fake_of
 from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
@@ -64,6 +74,8 @@ class TritonBackend(AtenBackend):
         self.sweep, problem = _sweep_of(program, functions)
         self.verdicts: dict[Hashable, _Verdict] = {}
         self.verdict = _Verdict(None, problem)
+        self.joined: dict[str, Joined] = {}
+        self.apart: dict[str, str] = {}
         self._rows: dict[Hashable, list[Row]] = {}
         self._seen: Hashable = None
 
@@ -72,8 +84,36 @@ class TritonBackend(AtenBackend):
         return super().consumed(run) if self.sweep is None else frozenset()
 
     def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
-        """What a vertex is traced with; see `AtenBackend.substitution`."""
+        """What a vertex is traced with; see `AtenBackend.substitution`.
+
+        Raises:
+            Apart: a network that was joined has no kernels.
+        """
+        joined = self.joined.get(function.vertex.name)
+        if joined is not None:
+            return with_joined(joined, function, kinds, self.fragments)
         return with_recurrences(function, kinds, self.fragments)
+
+    def expansion(
+        self, lowered: Lowered, functions: Mapping[str, LocalFunction], fakes: Mapping[str, Any], run: Run
+    ) -> Expansion:
+        """See `AtenBackend.expansion`; networks that were opened are joined again where their kernels are taken."""
+        self.apart = {}
+        while found := joined_networks(self.program, self.functions, self.apart):
+            self.joined = {joined.vertex: joined for joined in found}
+            device = next(fake.device for fake in fakes.values() if isinstance(fake, torch.Tensor))
+            gains = {joined.gains: fake_of(run.gains(joined.levels, device)) for joined in found}
+            last = found[-1]
+            try:
+                expansion = super().expansion(lower(last.program), last.functions, {**fakes, **gains}, run)
+            except Apart as reason:
+                self.apart[name_of(self.program, reason.network)] = str(reason)
+                continue
+            for joined in found:
+                expansion.scalars[expansion.keys.pop(joined.gains)] = ("gains", joined.levels, device)
+            return expansion
+        self.joined = {}
+        return super().expansion(lowered, functions, fakes, run)
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
@@ -121,10 +161,11 @@ class TritonBackend(AtenBackend):
 
     @property
     def notes(self) -> list[str]:
-        """Why inference that might have been one launch is not."""
-        if self.program.rule != Strict.name or self.verdict.form is not None:
-            return []
-        return [f"not all steps in one launch: {self.verdict.reason}"]
+        """Why what might have been one launch is not."""
+        found = [f"{name}: its time steps run one by one: {reason}" for name, reason in self.apart.items()]
+        if self.program.rule == Strict.name and self.verdict.form is None:
+            found.append(f"not all steps in one launch: {self.verdict.reason}")
+        return found
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 

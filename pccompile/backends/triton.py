@@ -20,8 +20,10 @@ from torch import fx
 from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.networks import Apart, Joined, join, name_of, opened_networks
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.derivatives import LocalFunction
+from pccompile.ir.grammar import Program
 from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pccompile.backends.patterns import Match, Pattern
     from pccompile.backends.patterns.pieces import Group, Pieces
 
-__all__ = ["is_installed", "with_groups", "with_kernels", "with_recurrences"]
+__all__ = ["is_installed", "joined_networks", "with_groups", "with_joined", "with_kernels", "with_recurrences"]
 
 
 def is_installed() -> bool:
@@ -87,6 +89,46 @@ def with_recurrences(
     from pccompile.backends.recurrences import substitution_for
 
     return substitution_for(function, kinds, known, _rest(kinds.values()))
+
+
+def with_joined(
+    joined: Joined, function: LocalFunction, kinds: Mapping[Leaf, Any], known: dict[Hashable, Fragment]
+) -> Substitution:
+    """What the vertex of a network that was joined is traced with: its kernels.
+
+    Args:
+        function: the vertex's.
+        kinds, known: as for `with_recurrences`.
+
+    Raises:
+        Apart: it has no kernels, or they take longer than the operators.
+    """
+    from pccompile.backends.learned_recurrences import substitution_for_joined
+
+    rest = _rest(kinds.values())
+    return substitution_for_joined(function, joined.apart, joined.network, kinds, known, rest)
+
+
+def joined_networks(program: Program, functions: Mapping[str, LocalFunction], apart: dict[str, str]) -> list[Joined]:
+    """The networks that were opened and can be joined, one after the other; the last one's program has all joined.
+
+    Args:
+        apart: why networks, by name, stay apart; reasons that are found are added.
+    """
+    found: list[Joined] = []
+    if not is_installed():
+        return found
+    from pccompile.backends.learned_recurrences import learned_network
+
+    for network in opened_networks(functions):
+        name = name_of(program, network)
+        if name not in apart:
+            try:
+                found.append(join(program, functions, network, learned_network))
+                program, functions = found[-1].program, found[-1].functions
+            except Apart as reason:
+                apart[name] = str(reason)
+    return found
 
 
 def rewrite_together(pieces: Pieces, choose: Choose) -> None:

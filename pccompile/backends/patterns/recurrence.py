@@ -13,9 +13,9 @@ import torch
 from torch import fx
 
 from pccompile.backends.patterns.match import Match, Pattern, call, item, items_of
-from pccompile.kernels.gru.operator import predict_gru, sweep_gru
-from pccompile.kernels.lstm.operator import predict_lstm, sweep_lstm
-from pccompile.kernels.rnn.operator import predict_rnn, sweep_rnn
+from pccompile.kernels.gru.operator import predict_gru, sweep_gru, sweep_learned_gru
+from pccompile.kernels.lstm.operator import predict_lstm, sweep_learned_lstm, sweep_lstm
+from pccompile.kernels.rnn.operator import predict_rnn, sweep_learned_rnn, sweep_rnn
 
 __all__ = ["PATTERNS"]
 
@@ -47,8 +47,13 @@ def _calls(kernel: str, function: Callable[..., Any]) -> Callable[[fx.Node], Ite
 PATTERNS = (
     Pattern("rnn", "prediction", frozenset([_own.rnn_recurrence.default]), _calls("rnn", predict_rnn)),
     Pattern("rnn", "error", frozenset([_own.rnn_recurrence_error.default]), _calls("rnn", sweep_rnn)),
+    Pattern("rnn", "error", frozenset([_own.rnn_recurrence_learned_error.default]), _calls("rnn", sweep_learned_rnn)),
     Pattern("lstm", "prediction", frozenset([_own.lstm_recurrence.default]), _calls("lstm", predict_lstm)),
     Pattern("lstm", "error", frozenset([_own.lstm_recurrence_error.default]), _calls("lstm", sweep_lstm)),
+    Pattern(
+        "lstm", "error", frozenset([_own.lstm_recurrence_learned_error.default]), _calls("lstm", sweep_learned_lstm)
+    ),
     Pattern("gru", "prediction", frozenset([_own.gru_recurrence.default]), _calls("gru", predict_gru)),
     Pattern("gru", "error", frozenset([_own.gru_recurrence_error.default]), _calls("gru", sweep_gru)),
+    Pattern("gru", "error", frozenset([_own.gru_recurrence_learned_error.default]), _calls("gru", sweep_learned_gru)),
 )
