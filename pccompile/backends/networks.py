@@ -20,10 +20,11 @@ from torch import fx
 
 from pccompile.capture.decompose import OpenedNetwork
 from pccompile.derivatives import LocalFunction, local_function
+from pccompile.ir.check import verify
 from pccompile.ir.grammar import Action, Component, Kind, Program, Span, Update, Vertex
 from pccompile.names import unique_name
 
-__all__ = ["Apart", "Joined", "join", "name_of", "opened_networks"]
+__all__ = ["Apart", "Joined", "join", "name_of", "opened_networks", "without_gaps"]
 
 _aten = torch.ops.aten
 
@@ -98,6 +99,20 @@ def join(program: Program, functions: Mapping[str, LocalFunction], network: Open
     return _Join(program, functions, network).joined(target)
 
 
+def without_gaps(program: Program) -> Program:
+    """The program without steps in which nothing runs, so that it lowers to straight lines.
+
+    Every update of it has to run in one step, none of them to infer: only the order matters then.
+    """
+    starts = sorted({update.span.start.offset for update in program.schedule})
+    place = {start: position for position, start in enumerate(starts)}
+    moved = [
+        replace(update, span=update.span.later(place[update.span.start.offset] - update.span.start.offset))
+        for update in program.schedule
+    ]
+    return program.after("without gaps", "no step changes places with another", moved)
+
+
 class _Join:
     """A network that is being joined in a program."""
 
@@ -127,7 +142,7 @@ class _Join:
             (Component(gains, (), "float32", free=False),),
             min(v.order for v in self.inner.values()),
         )
-        program = self._program(vertex, gain_vertex, boundary, readers)
+        program = verify(self._program(vertex, gain_vertex, boundary, readers))
         functions = {name: f for name, f in self.functions.items() if name not in self.inner}
         local = [node for node in graph.nodes if node.op == "call_function"]
         functions[vertex.name] = local_function(program, vertex, local)
@@ -145,14 +160,14 @@ class _Join:
         if self.program.observed:
             raise self._apart_for("the energy is read in every step")
         for vertex in self.inner.values():
-            if len(vertex.components) != 1:
+            if any(component.node not in self.network.inside for component in vertex.components):
                 raise self._apart_for(f"a state is kept beside {vertex.name}")
             if vertex.kind not in (Kind.HIDDEN, Kind.CONSTANT):
                 raise self._apart_for(f"the loss reads {vertex.name}")
-            for update in self.program.updates_of(vertex.name):
-                once = update.span.single and (update.exact or update.action is not Action.RELAX)
-                if not once or update.action not in (Action.PREDICT, Action.RELAX, Action.LEARN):
-                    raise self._apart_for("its errors are not computed in one step, in closed form")
+        for update in self.program.schedule:
+            once = update.span.single and (update.exact or update.action is not Action.RELAX)
+            if not once or update.action is Action.INFER:
+                raise self._apart_for("its errors are not computed in one step, in closed form")
         if not any((Action.RELAX, name) in self.program.updates for name in self.inner):
             raise self._apart_for("no error reaches it")
 
@@ -265,9 +280,13 @@ class _Join:
             kind=Kind.HIDDEN,
             operator=_name_of(self.network.operator),
             nodes=nodes,
-            components=tuple(Component(name, (), last.components[0].dtype) for name in read),
+            components=tuple(Component(name, self._shape(name), last.components[0].dtype) for name in read),
             level=max(level for level in levels if level is not None) + 1,
         )
+
+    def _shape(self, result: str) -> tuple[int, ...]:
+        known = (c.shape for v in self.program.vertices for c in v.components if c.node == result)
+        return next(known, tuple(self.nodes[result].meta["val"].shape))
 
     def _program(
         self,

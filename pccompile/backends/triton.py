@@ -20,7 +20,7 @@ from torch import fx
 from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
-from pccompile.backends.networks import Apart, Joined, join, name_of, opened_networks
+from pccompile.backends.networks import Apart, Joined, join, name_of, opened_networks, without_gaps
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.derivatives import LocalFunction
 from pccompile.ir.grammar import Program
@@ -110,7 +110,7 @@ def with_joined(
 
 
 def joined_networks(program: Program, functions: Mapping[str, LocalFunction], apart: dict[str, str]) -> list[Joined]:
-    """The networks that were opened and can be joined, one after the other; the last one's program has all joined.
+    """The networks that were opened and can be joined, one after the other; the last one's program has all of them.
 
     Args:
         apart: why networks, by name, stay apart; reasons that are found are added.
@@ -128,7 +128,7 @@ def joined_networks(program: Program, functions: Mapping[str, LocalFunction], ap
                 program, functions = found[-1].program, found[-1].functions
             except Apart as reason:
                 apart[name] = str(reason)
-    return found
+    return [*found[:-1], *(replace(last, program=without_gaps(last.program)) for last in found[-1:])]
 
 
 def rewrite_together(pieces: Pieces, choose: Choose) -> None:

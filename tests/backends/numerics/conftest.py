@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pccompile.backends import choice, recurrences, triton
+from pccompile.backends import choice, learned_recurrences, recurrences, triton
 from pccompile.backends.executables import as_it_is
 from pccompile.kernels.devices import interpreted
 
@@ -34,7 +34,7 @@ def every_time_a_microsecond(monkeypatch, tmp_path):
 
     monkeypatch.setenv("PCCOMPILE_KERNELS", "measured")
     monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
-    for module in (choice, recurrences):
+    for module in (choice, recurrences, learned_recurrences):
         monkeypatch.setattr(module, "is_on_gpu", lambda kinds: True)
     monkeypatch.setattr(choice, "_seconds", lambda replay: replay() or 1e-6)
     monkeypatch.setattr(choice, "CudaRecorder", Recorder)
