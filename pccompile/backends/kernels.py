@@ -98,19 +98,19 @@ class TritonBackend(AtenBackend):
         self, lowered: Lowered, functions: Mapping[str, LocalFunction], fakes: Mapping[str, Any], run: Run
     ) -> Expansion:
         """See `AtenBackend.expansion`; networks that were opened are joined again where their kernels are taken."""
-        self.apart = {}
-        while found := joined_networks(self.program, self.functions, self.apart):
+        self.apart, tensors = {}, [fake for fake in fakes.values() if isinstance(fake, torch.Tensor)]
+        while found := joined_networks(self.program, self.functions, tensors, self.apart):
             self.joined = {joined.vertex: joined for joined in found}
-            device = next(fake.device for fake in fakes.values() if isinstance(fake, torch.Tensor))
-            gains = {joined.gains: fake_of(run.gains(joined.levels, device)) for joined in found}
             last = found[-1]
+            device = {joined.gains: _device_of(last.program, joined.vertex, fakes) for joined in found}
+            gains = {joined.gains: fake_of(run.gains(joined.levels, device[joined.gains])) for joined in found}
             try:
                 expansion = super().expansion(lower(last.program), last.functions, {**fakes, **gains}, run)
             except Apart as reason:
                 self.apart[name_of(self.program, reason.network)] = str(reason)
                 continue
             for joined in found:
-                expansion.scalars[expansion.keys.pop(joined.gains)] = ("gains", joined.levels, device)
+                expansion.scalars[expansion.keys.pop(joined.gains)] = ("gains", joined.levels, device[joined.gains])
             return expansion
         self.joined = {}
         return super().expansion(lowered, functions, fakes, run)
@@ -158,6 +158,11 @@ class TritonBackend(AtenBackend):
         if self.verdict.form is None:
             return rows
         return [row for row in rows if row.phase == "prediction"] + self._rows[self._seen]
+
+    @property
+    def inside(self) -> dict[str, str]:
+        """The vertices that run as part of another: those of a network that was joined."""
+        return {name: joined.vertex for joined in self.joined.values() for name in joined.inside}
 
     @property
     def notes(self) -> list[str]:
@@ -221,6 +226,12 @@ def _works(form: str, call: Callable[[], Any]) -> bool:
         logger.warning("strict_sweep as %s cannot run: %s: %s", form, type(error).__name__, error)
         return False
     return True
+
+
+def _device_of(program: Program, vertex: str, clamped: Mapping[str, Any]) -> torch.device:
+    """Where the parameters of a vertex are."""
+    read = (clamped.get(parent.name) for parent in program.parents(vertex))
+    return next(value.device for value in read if isinstance(value, torch.Tensor))
 
 
 def _sweep_of(program: Program, functions: Mapping[str, LocalFunction]) -> tuple[ChainSweep | None, str]:

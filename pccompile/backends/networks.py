@@ -56,6 +56,7 @@ class Joined:
     Attributes:
         program, functions: the program, and the local function of each of its vertices.
         vertex: the network's.
+        inside: the vertices that it was before.
         gains: the clamped vertex of its gains, (layers and directions, 2, steps, gates): those of what the inputs'
             parameters learn, and of the hidden states'.
         levels: whose gains these are, as nested tuples; None where nothing is learned.
@@ -66,6 +67,7 @@ class Joined:
     program: Program
     functions: dict[str, LocalFunction]
     vertex: str
+    inside: frozenset[str]
     gains: str
     levels: tuple[Any, ...]
     apart: LocalFunction
@@ -133,9 +135,8 @@ class _Join:
         graph, gains = self._local_graph(target, read)
         boundary = [node.name for node in graph.nodes if node.op == "placeholder" and node.name != gains]
         vertex = self._vertex(graph, read, readers)
-        names = {v.name for v in self.program.vertices}
         gain_vertex = Vertex(
-            unique_name(f"{vertex.name}.gains", names),
+            unique_name(f"{vertex.name}.gains", {v.name for v in self.program.vertices}),
             Kind.CONSTANT,
             Kind.CONSTANT.value,
             (),
@@ -149,7 +150,8 @@ class _Join:
         for name, (nodes, _) in readers.items():
             functions[name] = local_function(program, program.vertex(name), nodes, self.functions[name].random)
         apart = self._apart(functions[vertex.name], gain_vertex.name, read)
-        return Joined(program, functions, vertex.name, gain_vertex.name, self._levels(), apart, self.network)
+        names = vertex.name, frozenset(self.inner), gain_vertex.name
+        return Joined(program, functions, *names, self._levels(), apart, self.network)
 
     def _apart_for(self, reason: str) -> Apart:
         return Apart(reason, self.network)

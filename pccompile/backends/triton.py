@@ -109,26 +109,38 @@ def with_joined(
     return substitution_for_joined(function, joined.apart, joined.network, kinds, known, rest)
 
 
-def joined_networks(program: Program, functions: Mapping[str, LocalFunction], apart: dict[str, str]) -> list[Joined]:
+def joined_networks(
+    program: Program, functions: Mapping[str, LocalFunction], kinds: Sequence[Any], apart: dict[str, str]
+) -> list[Joined]:
     """The networks that were opened and can be joined, one after the other; the last one's program has all of them.
 
     Args:
+        kinds: stand-ins for what the program is given.
         apart: why networks, by name, stay apart; reasons that are found are added.
     """
     found: list[Joined] = []
-    if not is_installed():
-        return found
-    from pccompile.backends.learned_recurrences import learned_network
-
     for network in opened_networks(functions):
         name = name_of(program, network)
-        if name not in apart:
+        if name not in apart and not _can_run(kinds):
+            apart[name] = "no GPU"
+        elif name not in apart:
+            from pccompile.backends.learned_recurrences import learned_network
+
             try:
                 found.append(join(program, functions, network, learned_network))
                 program, functions = found[-1].program, found[-1].functions
             except Apart as reason:
                 apart[name] = str(reason)
     return [*found[:-1], *(replace(last, program=without_gaps(last.program)) for last in found[-1:])]
+
+
+def _can_run(kinds: Iterable[Any]) -> bool:
+    """Whether kernels can run at all on tensors like these."""
+    if not is_installed():
+        return False
+    from pccompile.kernels.devices import interpreted
+
+    return interpreted() or any(isinstance(kind, torch.Tensor) and kind.is_cuda for kind in kinds)
 
 
 def rewrite_together(pieces: Pieces, choose: Choose) -> None:

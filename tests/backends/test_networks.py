@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pccompile
+from pccompile.backends import choice, triton
 from pccompile.backends.networks import Apart, join, opened_networks, without_gaps
 from pccompile.ir.check import verify
 from pccompile.ir.grammar import Action
@@ -85,3 +86,18 @@ def test_steps_in_which_nothing_runs_are_left_out():
 def test_what_infers_stays_apart():
     with pytest.raises(Apart, match="not computed in one step"):
         joined(nn.LSTM, pccompile.Strict(steps=2, step_size=0.1))
+
+
+def test_without_a_gpu_time_steps_run_one_by_one_as_on_the_aten_back_end(monkeypatch):
+    monkeypatch.setattr(triton, "_can_run", lambda kinds: False)  # also where there is one
+    monkeypatch.setattr(choice, "objection", lambda match: "no GPU")
+    rule = pccompile.FixedPrediction(steps=20, step_size=0.3, levelled=True)
+    gradients = {}
+    for backend in ("aten", "triton"):
+        torch.manual_seed(0)
+        options = {"dynamic": False, "verify": False, "decompose": True, "backend": backend}
+        pc = pccompile.compile(Tagger(nn.GRU), rule=rule, loss_fn=F.cross_entropy, **options)
+        pc.loss(torch.randn(4, STEPS, 6), torch.randint(2, (4,))).backward()
+        gradients[backend] = [parameter.grad for parameter in pc.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+    assert pc.backend_report().notes == ("net: its time steps run one by one: no GPU",)

@@ -55,6 +55,7 @@ def test_a_layer_is_one_error_launch(kind, steps, device):
     # what the inputs contribute, and the head; back, both weights of the layer and the head's
     assert launches == {**once_a_layer(kind), "linear_predict": 2, "linear_error": 3, **LOSS}
     assert not pc.backend_report().notes
+    assert f"runs in the error sweep as: {LAUNCHES[kind]}" in pc.explain("net.l0.hidden@3")
 
 
 def test_however_many_time_steps_there_are(device):
