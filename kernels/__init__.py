@@ -16,11 +16,12 @@
 
 Beside the folders, what operations share: the activations and their derivatives (activations.py), how programs are laid
 over tiles (tiles.py; for convolutions convolution_geometry.py on the host, convolution_tiles.py in kernels), products
-and sums of tiles (products.py, reductions.py), what recurrent layers have in common (recurrences.py on the host,
-recurrence_tiles.py in kernels), statistics of a stream (moments.py), sums over programs in a fixed order (arrivals.py),
-which table of configurations a device reads (devices.py), how tables that a tuner measured are laid over the shipped
-ones (tables.py), what a kernel refuses (arguments.py), where results go (results.py) and how launches are counted
-(launches.py). Kernels take float32, bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+and sums of tiles (products.py, reductions.py), what recurrent layers have in common (recurrences.py for launches,
+recurrence_tiles.py in kernels, recurrence_operators.py for operators), statistics of a stream (moments.py), sums over
+programs in a fixed order (arrivals.py), which table of configurations a device reads (devices.py), how tables that a
+tuner measured are laid over the shipped ones (tables.py), what a kernel refuses (arguments.py), where results go
+(results.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
+float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """

@@ -12,18 +12,17 @@ from torch import Tensor
 from pccompile.kernels.arguments import refusal
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrences import (
-    Learned,
+from pccompile.kernels.recurrence_operators import (
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
     gradients_over_time,
-    learned_of,
     register_operations,
     state_gradients,
     without_steps,
 )
+from pccompile.kernels.recurrences import Learned, learned_of
 
 __all__ = [
     "LSTMErrorSweep",

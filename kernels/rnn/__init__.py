@@ -18,10 +18,11 @@ Bytes, with s bytes an element: U is read once a step for every 16 samples, from
 
     reference.py  the recurrences in plain torch
     kernel.py     the Triton kernels and their launches
-    operator.py   rnn_predict (differentiable) and rnn_error; pccompile::rnn_recurrence and ..._error
+    operator.py   rnn_predict (differentiable) and rnn_error; pccompile::rnn_recurrence and ..._error;
+                  ..._learned_error, whose gradients have a gain for each time step and gate
 
-What recurrent layers share: `kernels/recurrences.py` on the host, with tiles, warps and stages per architecture;
-`kernels/recurrence_tiles.py` in kernels.
+What recurrent layers share: `kernels/recurrences.py` for launches, with tiles, warps and stages per architecture,
+`kernels/recurrence_tiles.py` in kernels, `kernels/recurrence_operators.py` for operators.
 """
 
 from __future__ import annotations

@@ -12,18 +12,17 @@ from torch import Tensor
 from pccompile.errors import UsageError
 from pccompile.kernels.arguments import refusal
 from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrences import (
-    Learned,
+from pccompile.kernels.recurrence_operators import (
     check_error,
     check_recurrence,
     drive_of,
     first_errors,
     gradients_over_time,
-    learned_of,
     register_operations,
     state_gradients,
     without_steps,
 )
+from pccompile.kernels.recurrences import Learned, learned_of
 from pccompile.kernels.rnn.kernel import launch_rnn_recurrence, launch_rnn_recurrence_error
 
 __all__ = [

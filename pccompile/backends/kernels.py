@@ -18,7 +18,8 @@ import torch
 from pccompile import cache
 from pccompile.backends.aten import AtenBackend
 from pccompile.backends.choice import is_measured
-from pccompile.backends.networks import Apart, Joined, name_of
+from pccompile.backends.networks import Joined
+from pccompile.backends.opened import Apart
 from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
@@ -102,15 +103,18 @@ class TritonBackend(AtenBackend):
         while found := joined_networks(self.program, self.functions, tensors, self.apart):
             self.joined = {joined.vertex: joined for joined in found}
             last = found[-1]
-            device = {joined.gains: _device_of(last.program, joined.vertex, fakes) for joined in found}
-            gains = {joined.gains: fake_of(run.gains(joined.levels, device[joined.gains])) for joined in found}
+            scalars = {
+                name: ("gains", levels, _device_of(last.program, joined.vertex, fakes))
+                for joined in found
+                for name, levels in joined.gains.items()
+            }
+            gains = {name: fake_of(run.gains(*how)) for name, (_, *how) in scalars.items()}
             try:
                 expansion = super().expansion(lower(last.program), last.functions, {**fakes, **gains}, run)
             except Apart as reason:
-                self.apart[name_of(self.program, reason.network)] = str(reason)
+                self.apart[reason.name] = str(reason)
                 continue
-            for joined in found:
-                expansion.scalars[expansion.keys.pop(joined.gains)] = ("gains", joined.levels, device[joined.gains])
+            expansion.scalars |= {expansion.keys.pop(name): how for name, how in scalars.items()}
             return expansion
         self.joined = {}
         return super().expansion(lowered, functions, fakes, run)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pccompile.backends.choice import is_faster, is_measured, is_on_gpu
-from pccompile.backends.networks import Apart
+from pccompile.backends.networks import Joined
+from pccompile.backends.opened import Apart
 from pccompile.backends.recurrences import (
     Layer,
     drive_of,
@@ -30,7 +31,6 @@ from pccompile.lowering.fragments import Fragment, Leaf, Substitution, fragment_
 
 if TYPE_CHECKING:
     from pccompile.backends.executables import Compile
-    from pccompile.capture.decompose import OpenedNetwork
 
 __all__ = ["learned_network", "substitution_for_joined"]
 
@@ -39,8 +39,7 @@ _own = torch.ops.pccompile
 
 def substitution_for_joined(
     function: LocalFunction,
-    apart: LocalFunction,
-    network: OpenedNetwork,
+    joined: Joined,
     kinds: Mapping[Leaf, Any],
     known: dict[Hashable, Fragment],
     rest: Compile,
@@ -49,8 +48,7 @@ def substitution_for_joined(
 
     Args:
         function: of the network's vertex; it calls `learned_network`.
-        apart: the same by the operators that the network was opened into.
-        network: what was opened.
+        joined: the network.
         kinds: a stand-in for each tensor that the function reads.
         known: fragments traced before, to which new ones are added.
         rest: what runs the other operators, where prediction and error are timed both ways.
@@ -58,28 +56,31 @@ def substitution_for_joined(
     Raises:
         Apart: it has no kernels, or they take longer than the operators.
     """
-    read = {leaf: kind for leaf, kind in kinds.items() if leaf[0] in apart.reads}
-    problem = objection_to_network(network.arguments, list(read.values()))
+    read = {leaf: kind for leaf, kind in kinds.items() if leaf[0] in joined.apart.reads}
+    problem = objection_to_network(joined.network.arguments, list(read.values()))
     if problem:
-        raise Apart(problem, network)
+        raise Apart(problem, joined.name)
     ours = Substitution({learned_network: learned_network}, "not measured")
     if not is_measured() or not is_on_gpu(read.values()):
         return ours
     kernel = joint_graph(fragment_of(function, kinds, None, known, ours))
-    taken, reason = is_faster("recurrence", kernel, joint_graph(fragment_of(apart, read, None, known)), rest)
+    taken, reason = is_faster("recurrence", kernel, joint_graph(fragment_of(joined.apart, read, None, known)), rest)
     if not taken:
-        raise Apart(reason, network)
+        raise Apart(reason, joined.name)
     return Substitution(ours.functions, reason)
 
 
-def learned_network(kind: str, gains: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """A recurrent network whose parameters' gradients have gains; those of its inputs and first states have none.
+def learned_network(
+    kind: str, gains: Tensor, first_gains: Tensor | None, x: Tensor, hx: Any, *arguments: Any
+) -> tuple[Tensor, ...]:
+    """A recurrent network whose parameters' gradients have gains; the error of its inputs has none.
 
     Args:
         kind: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         gains: (layers and directions, 2, steps, gates), float32: of what inputs, and what hidden states contribute; a
             layer that runs backwards has its last time step first.
-        arguments: those of ATen's operator.
+        first_gains: (states, layers and directions), float32: of the first states, where these are learned.
+        x, hx, arguments: those of ATen's operator.
 
     Returns:
         What that returns.
@@ -90,7 +91,29 @@ def learned_network(kind: str, gains: Tensor, *arguments: Any) -> tuple[Tensor, 
         found: tuple[Tensor, ...] = _LearnedLayer.apply(_KINDS[kind], next(places), x, *layer, *states)  # type: ignore[no-untyped-call]
         return found
 
-    return network_of(layer_of, *arguments)
+    if first_gains is not None:
+        states = hx if isinstance(hx, list | tuple) else (hx,)
+        hx = [_scaled_error(state, gain) for state, gain in zip(states, first_gains.unbind(0), strict=True)]
+    return network_of(layer_of, x, hx, *arguments)
+
+
+class _ScaledError(torch.autograd.Function):
+    """States (layers and directions, batch, units) as they are; their errors times gains (layers and directions,)."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, gains: Tensor) -> Tensor:
+        ctx.save_for_backward(gains)
+        return state.view_as(state)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, None]:
+        (gains,) = ctx.saved_tensors
+        return error * gains.to(error.dtype).view(-1, 1, 1), None
+
+
+def _scaled_error(state: Tensor, gains: Tensor) -> Tensor:
+    scaled: Tensor = _ScaledError.apply(state, gains)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 class _Kind(NamedTuple):

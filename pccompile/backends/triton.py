@@ -20,7 +20,8 @@ from torch import fx
 from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
-from pccompile.backends.networks import Apart, Joined, join, name_of, opened_networks, without_gaps
+from pccompile.backends.networks import Joined, join, without_gaps
+from pccompile.backends.opened import Apart, Opened, opened_networks
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.derivatives import LocalFunction
 from pccompile.ir.grammar import Program
@@ -106,7 +107,7 @@ def with_joined(
     from pccompile.backends.learned_recurrences import substitution_for_joined
 
     rest = _rest(kinds.values())
-    return substitution_for_joined(function, joined.apart, joined.network, kinds, known, rest)
+    return substitution_for_joined(function, joined, kinds, known, rest)
 
 
 def joined_networks(
@@ -120,17 +121,17 @@ def joined_networks(
     """
     found: list[Joined] = []
     for network in opened_networks(functions):
-        name = name_of(program, network)
-        if name not in apart and not _can_run(kinds):
-            apart[name] = "no GPU"
-        elif name not in apart:
+        opened = Opened(program, functions, network)
+        if opened.name not in apart and not _can_run(kinds):
+            apart[opened.name] = "no GPU"
+        elif opened.name not in apart:
             from pccompile.backends.learned_recurrences import learned_network
 
             try:
-                found.append(join(program, functions, network, learned_network))
+                found.append(join(opened, learned_network))
                 program, functions = found[-1].program, found[-1].functions
             except Apart as reason:
-                apart[name] = str(reason)
+                apart[opened.name] = str(reason)
     return [*found[:-1], *(replace(last, program=without_gaps(last.program)) for last in found[-1:])]
 
 

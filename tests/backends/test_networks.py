@@ -7,7 +7,8 @@ from torch import nn
 
 import pccompile
 from pccompile.backends import choice, triton
-from pccompile.backends.networks import Apart, join, opened_networks, without_gaps
+from pccompile.backends.networks import join, without_gaps
+from pccompile.backends.opened import Apart, Opened, opened_networks
 from pccompile.ir.check import verify
 from pccompile.ir.grammar import Action
 
@@ -30,10 +31,10 @@ def joined(kind, rule=None):
     program = pc.prepare(torch.randn(4, STEPS, 6), torch.randint(2, (4,)))
     functions = pc._latest.backend.functions
     (network,) = opened_networks(functions)
-    return program, join(program, functions, network, called)
+    return program, join(Opened(program, functions, network), called)
 
 
-def called(kind, gains, *arguments):
+def called(*arguments):
     """What the vertex of a network calls, here never."""
     raise AssertionError
 
@@ -57,7 +58,7 @@ def test_a_network_is_one_vertex_of_a_program_that_checks(kind):
 
 def test_every_time_step_learns_with_the_gain_of_its_own_level():
     program, found = joined(nn.LSTM)
-    ((inputs, states),) = found.levels
+    ((inputs, states),) = found.gains["net.gains"]
     assert inputs == tuple((level(program, f"input@{t}"),) * 4 for t in range(STEPS))
     # the first hidden state is constant: what it contributes is no vertex, but part of the sum
     names = ["gates@0", *(f"recurrent@{t}" for t in range(1, STEPS))]
@@ -67,7 +68,7 @@ def test_every_time_step_learns_with_the_gain_of_its_own_level():
 
 def test_gates_that_read_a_constant_state_by_themselves_learn_at_levels_of_their_own():
     program, found = joined(nn.GRU)
-    ((_, states),) = found.levels
+    ((_, states),) = found.gains["net.gains"]
     assert states[0] == tuple(level(program, f"{name}@0") for name in ("reset", "update", "gated"))
     assert len(set(states[0])) == 3
     assert states[1] == (level(program, "recurrent@1"),) * 3

@@ -95,6 +95,14 @@ def test_layers_and_directions(kind, options, device):
     assert of_recurrences(launches) == once_a_layer(kind, layers)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN])
+def test_first_states_learn_with_the_gain_of_what_reads_them(kind, options, device):
+    pc = opened(Reader(kind, **options), device)
+    layers = pc.model.net.num_layers * (1 + pc.model.net.bidirectional)
+    assert of_recurrences(agree(pc, fixed_prediction(40), *sequences(device))) == once_a_layer(kind, layers)
+
+
 def test_networks_of_rectified_units(device):
     model = Reader(nn.RNN, learned=False, nonlinearity="relu")
     assert of_recurrences(agree(opened(model, device), fixed_prediction(), *sequences(device))) == once_a_layer(nn.RNN)
@@ -141,7 +149,6 @@ def test_the_number_of_steps_and_their_size_are_read_when_it_runs(device):
 DECLINED = {
     "strict": (Reader, {}, pccompile.Strict(steps=2, step_size=0.1), "its errors are not computed in one step"),
     "unlevelled": (Reader, {}, pccompile.FixedPrediction(steps=3, step_size=0.4), "its errors are not computed in one"),
-    "first states": (Reader, {"learned": True}, fixed_prediction(), "first.0 is learned through its states or inputs"),
     "projections": (Reader, {"proj_size": 3}, fixed_prediction(), "a network with projections has no kernel"),
     "double": (Reader, {"dtype": torch.float64}, fixed_prediction(), "float64 has no kernel"),
 }
@@ -154,6 +161,13 @@ def test_time_steps_that_stay_apart_learn_one_by_one_and_the_report_says_why(mak
     launches = agree(pc, rule, x.to(dtype), y)
     assert not of_recurrences(launches)
     assert any(note.startswith(f"net: its time steps run one by one: {reason}") for note in pc.backend_report().notes)
+
+
+def test_a_first_state_that_is_learned_at_several_levels_keeps_time_steps_apart(device):
+    pc = opened(Reader(nn.GRU), device)
+    assert not of_recurrences(agree(pc, fixed_prediction(), *sequences(device)))
+    (note,) = pc.backend_report().notes
+    assert note.endswith("its first state, of first.0, is learned at several levels")
 
 
 def test_a_frozen_network_has_no_errors_to_be_joined(device):
