@@ -37,7 +37,7 @@ from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Program
 from pccompile.lowering import Lowered, lower
 from pccompile.lowering.expand import Expansion
-from pccompile.lowering.fragments import Fragment, Leaf, Substitution, fake_of
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fake_of
 from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
@@ -113,6 +113,9 @@ class TritonBackend(AtenBackend):
                 expansion = super().expansion(lower(last.program), last.functions, {**fakes, **gains}, run)
             except Apart as reason:
                 self.apart[reason.name] = str(reason)
+                continue
+            except Unsupported as reason:  # the program may be written without joining anything
+                self.apart |= {joined.name: str(reason) for joined in found}
                 continue
             expansion.scalars |= {expansion.keys.pop(name): how for name, how in scalars.items()}
             return expansion
