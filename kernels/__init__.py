@@ -11,16 +11,17 @@
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
     batch_norm       batch normalisation: prediction, and error            one launch each
     embedding_error  the gradient of an embedding table                    one launch after a sort
-    lstm, gru        a layer over time: prediction, and error              all steps in one launch
+    rnn, lstm, gru   a layer over time: prediction, and error              all steps in one launch
     pointwise        any run of pointwise operators, generated             one launch
 
-Beside the folders, what operations share: the activations and their derivatives (activations.py), how programs are
-laid over tiles (tiles.py; for convolutions convolution_geometry.py on the host, convolution_tiles.py in kernels),
-products and sums of tiles (products.py, reductions.py), what recurrent layers have in common (recurrences.py),
-statistics of a stream (moments.py), sums over programs in a fixed order (arrivals.py), which table of configurations a
-device reads (devices.py), how tables that a tuner measured are laid over the shipped ones (tables.py), what a kernel
-refuses (arguments.py), where results go (results.py) and how launches are counted (launches.py). Kernels take float32,
-bfloat16 and float16, accumulate in float32, and repeat bit for bit.
+Beside the folders, what operations share: the activations and their derivatives (activations.py), how programs are laid
+over tiles (tiles.py; for convolutions convolution_geometry.py on the host, convolution_tiles.py in kernels), products
+and sums of tiles (products.py, reductions.py), what recurrent layers have in common (recurrences.py for launches,
+recurrence_tiles.py in kernels, recurrence_operators.py for operators), statistics of a stream (moments.py), sums over
+programs in a fixed order (arrivals.py), which table of configurations a device reads (devices.py), how tables that a
+tuner measured are laid over the shipped ones (tables.py), what a kernel refuses (arguments.py), where results go
+(results.py) and how launches are counted (launches.py). Kernels take float32, bfloat16 and float16, accumulate in
+float32, and repeat bit for bit.
 
 Without a GPU they run under Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported.
 """
@@ -47,6 +48,7 @@ from pccompile.kernels.linear_predict import Prediction, linear_predict
 from pccompile.kernels.linear_step import LayerStep, linear_step, linear_step_into
 from pccompile.kernels.lstm import LSTMErrorSweep, LSTMPrediction, lstm_error, lstm_predict
 from pccompile.kernels.pointwise import Pointwise, pointwise
+from pccompile.kernels.rnn import RNNErrorSweep, RNNPrediction, rnn_error, rnn_predict
 from pccompile.kernels.row_norm import (
     NormErrorSweep,
     NormPrediction,
@@ -75,6 +77,8 @@ __all__ = [
     "Pointwise",
     "Pool",
     "Prediction",
+    "RNNErrorSweep",
+    "RNNPrediction",
     "StrictSweep",
     "batch_norm_error",
     "batch_norm_error_into",
@@ -101,6 +105,8 @@ __all__ = [
     "lstm_predict",
     "pointwise",
     "rms_norm_predict",
+    "rnn_error",
+    "rnn_predict",
     "row_norm_error",
     "row_norm_error_into",
     "strict_sweep",

@@ -1,36 +1,40 @@
-"""What recurrent layers share: a program owns a tile of the batch for all time steps, and streams the weight U.
+"""What the launches of recurrent layers share: how they are cut up, and what they write where gradients have gains.
 
-Tiles, warps and stages per architecture and arithmetic (starting values, not yet measured: the smallest tile of the
-batch that matrix units take gives the most programs); three pieces of a kernel: a state as it starts, the products of
-the hidden states with a tile of every gate's units, and those that carry the gates' errors back; the operations of all.
+Tiles, warps and stages per architecture and arithmetic are starting values, not yet measured: the smallest tile of the
+batch that matrix units take gives the most programs, for a program owns a tile of the batch for all time steps. What
+their kernels share is in `kernels/recurrence_tiles.py`, and what their operators share in
+`kernels/recurrence_operators.py`.
 """
-
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import triton
-import triton.language as tl
-from torch.utils.flop_counter import register_flop_formula
+from torch import Tensor
 
-from pccompile.kernels.devices import Architecture
-from pccompile.kernels.products import product_tile
+from pccompile.kernels.devices import (
+    Architecture,
+    architecture_of,
+    interpreted,
+    launch_options,
+    precision_of,
+    registers_of,
+)
 from pccompile.kernels.tables import Space, overlaid
-from pccompile.kernels.tiles import tile_indices
+from pccompile.kernels.tiles import needs_wide_offsets
 
 __all__ = [
     "CONFIGURATIONS",
     "SPACE",
     "Configuration",
-    "carry_back",
+    "Learned",
     "configuration_for",
-    "gate_products",
-    "register_operations",
-    "start_state",
+    "last_learned",
+    "launch_constants",
+    "learned_of",
 ]
 
 
@@ -81,140 +85,63 @@ def configuration_for(architecture: Architecture, precision: str) -> Configurati
     return CONFIGURATIONS[architecture][precision]
 
 
-def register_operations(operator: Any, weight: int) -> None:
-    """Tell torch's counter the operations of a recurrence, or of its error: a product with U in every time step.
+def launch_constants(
+    first: Tensor, input_precision: str, configuration: Configuration | None, *within_a_step: Tensor | None
+) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of a launch, and what its kernel takes by keyword.
 
     Args:
-        operator: takes (steps, batch, ...) first.
-        weight: the place of U among its arguments.
+        first: (steps, batch, ...), what decides arithmetic and device.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
+        within_a_step: all that is read and written, of what is over time one step: pointers move by a step at a time,
+            so offsets stay within one, and 32 bits are enough for most.
+
+    Raises:
+        UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
+    """
+    architecture = architecture_of(first.device)
+    chosen = configuration or configuration_for(architecture, precision_of(first.dtype, input_precision))
+    return (triton.cdiv(first.shape[1], chosen.block_batch),), {
+        "INPUT_PRECISION": input_precision,
+        "WIDE": needs_wide_offsets(*within_a_step),
+        "UPCAST": interpreted() and first.dtype is not torch.float32,
+        "BLOCK_BATCH": chosen.block_batch,
+        "BLOCK_UNITS": chosen.block_units,
+        "BLOCK_SUM": chosen.block_sum,
+        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+    }
+
+
+class Learned(NamedTuple):
+    """What an error launch writes for the gradients where these have a gain for each time step and gate.
+
+    Attributes:
+        inputs: (steps, batch, gates units), contiguous: the errors of what the inputs contribute, times their gains.
+        states: likewise of what the hidden states contribute.
+        gains: (2, steps, gates), contiguous, float32: those of the inputs' gradients, and of the hidden states'.
     """
 
-    @register_flop_formula(operator)
-    def operations(first: Sequence[int], *shapes: Any, **_: Any) -> int:
-        steps, batch = first[:2]
-        gates, units = shapes[weight - 1]
-        return 2 * int(steps * batch * gates * units)
+    inputs: Tensor
+    states: Tensor
+    gains: Tensor
 
 
-@triton.jit
-def start_state(
-    target_ptr,  # (batch, units), contiguous
-    given_ptr,  # (batch, units)
-    batch_stride,
-    unit_stride,
-    row,  # (BLOCK_BATCH,)
-    inside,  # which of them there are
-    units,
-    GIVEN: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-):
-    """Copy the state that is given, or write zeros. A barrier must follow before it is read."""
-    for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-        within = inside[:, None] & (unit < units)[None, :]
-        state = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
-        if GIVEN:
-            given = given_ptr + (row * batch_stride)[:, None] + (unit * unit_stride)[None, :]
-            state += tl.load(given, mask=within, other=0.0).to(tl.float32)
-        target = target_ptr + (row * units)[:, None] + unit[None, :]
-        tl.store(target, state.to(target_ptr.dtype.element_ty), mask=within)
+def learned_of(gates: int, gains: Tensor, error: Tensor) -> Learned:
+    """Places for what an error launch writes for the gradients.
+
+    Args:
+        gates: how many times the units a gate's product is wide.
+        gains: (2, steps, gates), float32.
+        error: (steps, batch, units).
+    """
+    steps, batch, units = error.shape
+    inputs, states = (error.new_empty(steps, batch, gates * units) for _ in range(2))
+    return Learned(inputs, states, gains.contiguous())
 
 
-@triton.jit
-def gate_products(
-    z_0,  # (BLOCK_BATCH, BLOCK_UNITS), float32, as are the next
-    z_1,
-    z_2,
-    z_3,  # where there is a fourth gate
-    hidden_ptr,  # (batch, units), contiguous
-    weight_ptr,  # (gates units, units)
-    row,
-    inside,
-    unit,  # (BLOCK_UNITS,)
-    known,  # which of them there are
-    units,
-    weight_gate_stride,
-    weight_unit_stride,
-    FOUR: tl.constexpr,  # gates; else three
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
-):
-    """Each gate's z + h U^T at a tile of units, the hidden states loaded once for all gates."""
-    gate_apart = units * weight_gate_stride
-    for sum_tile in range(0, (units + BLOCK_SUM - 1) // BLOCK_SUM):
-        source = tile_indices(sum_tile, BLOCK_SUM, WIDE)
-        hidden = tl.load(
-            hidden_ptr + (row * units)[:, None] + source[None, :],
-            mask=inside[:, None] & (source < units)[None, :],
-            other=0.0,
-        )
-        weight = weight_ptr + (source * weight_unit_stride)[:, None] + (unit * weight_gate_stride)[None, :]
-        there = (source < units)[:, None] & known[None, :]
-        w_0 = tl.load(weight, mask=there, other=0.0)
-        w_1 = tl.load(weight + gate_apart, mask=there, other=0.0)
-        w_2 = tl.load(weight + 2 * gate_apart, mask=there, other=0.0)
-        if UPCAST:
-            hidden = hidden.to(tl.float32)
-            w_0 = w_0.to(tl.float32)
-            w_1 = w_1.to(tl.float32)
-            w_2 = w_2.to(tl.float32)
-        z_0 = tl.dot(hidden, w_0, z_0, input_precision=INPUT_PRECISION)
-        z_1 = tl.dot(hidden, w_1, z_1, input_precision=INPUT_PRECISION)
-        z_2 = tl.dot(hidden, w_2, z_2, input_precision=INPUT_PRECISION)
-        if FOUR:
-            w_3 = tl.load(weight + 3 * gate_apart, mask=there, other=0.0)
-            if UPCAST:
-                w_3 = w_3.to(tl.float32)
-            z_3 = tl.dot(hidden, w_3, z_3, input_precision=INPUT_PRECISION)
-    return z_0, z_1, z_2, z_3
-
-
-@triton.jit
-def carry_back(
-    carried_ptr,  # (batch, units), float32, contiguous
-    error_ptr,  # (batch, gates), contiguous
-    weight_ptr,  # (gates, units)
-    row,
-    inside,
-    batch,
-    units,
-    gates,
-    weight_gate_stride,
-    weight_unit_stride,
-    ADD: tl.constexpr,  # to what is carried already
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
-):
-    """The error of the hidden states before a step: d U, where a program's tile of d was written before a barrier."""
-    for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-        unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-        error = product_tile(
-            error_ptr,
-            gates,
-            1,
-            weight_ptr,
-            weight_gate_stride,
-            weight_unit_stride,
-            row,
-            batch,
-            unit,
-            units,
-            gates,
-            error_ptr.dtype.element_ty,
-            INPUT_PRECISION,
-            WIDE,
-            UPCAST,
-            BLOCK_SUM,
-        )
-        within = inside[:, None] & (unit < units)[None, :]
-        carried = carried_ptr + (row * units)[:, None] + unit[None, :]
-        if ADD:
-            error += tl.load(carried, mask=within, other=0.0)
-        tl.store(carried, error, mask=within)
+def last_learned(learned: Learned | None, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last time step of `Learned`, as a kernel takes it: inputs, states, and the gains of both."""
+    if learned is None:
+        return (otherwise,) * 4
+    return learned.inputs[-1], learned.states[-1], learned.gains[0, -1], learned.gains[1, -1]

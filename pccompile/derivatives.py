@@ -18,7 +18,7 @@ from pccompile.ir.check import place
 from pccompile.ir.grammar import Action, Program, Vertex
 from pccompile.nodes import call_node, misfit
 
-__all__ = ["Linearisation", "LocalFunction", "RandomStates", "Value", "local_functions"]
+__all__ = ["Linearisation", "LocalFunction", "RandomStates", "Value", "local_function", "local_functions"]
 
 Value = tuple[Any, ...]
 RandomStates = dict[str, tuple[torch.Tensor, dict[int, torch.Tensor]]]
@@ -166,26 +166,31 @@ def local_functions(program: Program, captured: Captured) -> dict[str, LocalFunc
     """The local function of every vertex that is predicted, by name."""
     by_name = {node.name: node for node in captured.graph.nodes}
     random = frozenset(name for name, fact in captured.facts.items() if fact.random)
-    functions: dict[str, LocalFunction] = {}
-    for vertex in program.vertices:
-        if (Action.PREDICT, vertex.name) not in program.updates:
-            continue
-        reads: dict[str, list[tuple[int, str, bool]]] = {}
-        widths: dict[str, int] = {}
-        for parent in program.parents(vertex.name):
-            read = program.graph.edges[parent.name, vertex.name]["reads"]
-            reads[parent.name] = [
-                (index, component.node, parent.clamped or component.free)
-                for index, component in enumerate(parent.components)
-                if component.node in read
-            ]
-            widths[parent.name] = len(parent.components)
-        functions[vertex.name] = LocalFunction(
-            vertex,
-            [by_name[node] for node in vertex.nodes],
-            reads,
-            widths,
-            program.pulls_back_to(vertex.name),
-            random & frozenset(vertex.nodes),
-        )
-    return functions
+    return {
+        vertex.name: local_function(program, vertex, [by_name[node] for node in vertex.nodes], random)
+        for vertex in program.vertices
+        if (Action.PREDICT, vertex.name) in program.updates
+    }
+
+
+def local_function(
+    program: Program, vertex: Vertex, nodes: Sequence[fx.Node], random: frozenset[str] = frozenset()
+) -> LocalFunction:
+    """The local function of a vertex of a program.
+
+    Args:
+        nodes: its FX nodes, in order.
+        random: names of nodes that draw random numbers, its own among them.
+    """
+    reads: dict[str, list[tuple[int, str, bool]]] = {}
+    widths: dict[str, int] = {}
+    for parent in program.parents(vertex.name):
+        read = program.graph.edges[parent.name, vertex.name]["reads"]
+        reads[parent.name] = [
+            (index, component.node, parent.clamped or component.free)
+            for index, component in enumerate(parent.components)
+            if component.node in read
+        ]
+        widths[parent.name] = len(parent.components)
+    own = random & frozenset(vertex.nodes)
+    return LocalFunction(vertex, nodes, reads, widths, program.pulls_back_to(vertex.name), own)

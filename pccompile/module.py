@@ -191,7 +191,8 @@ class PCModule(nn.Module):
         assert self._latest is not None and program is self._latest.program
         backend: Any = self._latest.backend
         rows = tuple(backend.report()) if hasattr(backend, "report") else ()
-        return BackendReport(self.backend, rows, tuple(getattr(backend, "notes", ())))
+        notes, inside = getattr(backend, "notes", ()), getattr(backend, "inside", {})
+        return BackendReport(self.backend, rows, tuple(notes), inside)
 
     def explain(self, name: str) -> str:
         """The story of one vertex: `program.explain`, and what runs it.

@@ -273,6 +273,7 @@ EXAMPLES = (
     *(batch_norm_block_error(32, 128, 16, normalised) for normalised in (False, True)),
     embedding_error(8192, 768, 4096),
     pointwise(8192 * 3072),
+    recurrence("rnn", 1, 1 + 1, 64, 32, 128),
     recurrence("lstm", 4, 4 + 6, 64, 32, 128),
     recurrence("gru", 3, 3 + 5, 64, 32, 128),
 )

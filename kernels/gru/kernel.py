@@ -10,10 +10,19 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate
-from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.recurrences import Configuration, carry_back, configuration_for, gate_products, start_state
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.recurrence_tiles import (
+    carry_back,
+    gate_products,
+    load_gates,
+    load_tile,
+    start_state,
+    state_tile,
+    store_gates,
+    store_scaled_gates,
+)
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
+from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
     "gru_recurrence_error_kernel",
@@ -21,8 +30,6 @@ __all__ = [
     "launch_gru_recurrence",
     "launch_gru_recurrence_error",
 ]
-
-# Pointers move by one time step at a time: offsets stay within a step, and 32 bits are enough for most.
 
 
 @triton.jit
@@ -72,15 +79,13 @@ def gru_recurrence_kernel(
 
     for _ in range(0, steps):
         for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-            known = unit < units
-            within = inside[:, None] & known[None, :]
-            drive = drive_ptr + (row * drive_batch_stride)[:, None] + (unit * drive_gate_stride)[None, :]
+            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
             apart = units * drive_gate_stride
-            z_reset = tl.load(drive, mask=within, other=0.0).to(tl.float32)
-            z_update = tl.load(drive + apart, mask=within, other=0.0).to(tl.float32)
+            z_reset = load_tile(drive_ptr, row, drive_batch_stride, unit, drive_gate_stride, within)
+            z_update = load_tile(drive_ptr + apart, row, drive_batch_stride, unit, drive_gate_stride, within)
             recalled = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
             if BIAS:
+                known = unit < units
                 bias = bias_ptr + unit * bias_stride
                 bias_apart = units * bias_stride
                 z_reset += tl.load(bias, mask=known, other=0.0).to(tl.float32)[None, :]
@@ -90,13 +95,12 @@ def gru_recurrence_kernel(
                 z_reset,
                 z_update,
                 recalled,
-                recalled,
+                None,
                 hidden_ptr,
                 weight_ptr,
                 row,
                 inside,
                 unit,
-                known,
                 units,
                 weight_gate_stride,
                 weight_unit_stride,
@@ -108,17 +112,12 @@ def gru_recurrence_kernel(
             )
             reset = activate(z_reset, 0.0, "sigmoid")
             update = activate(z_update, 0.0, "sigmoid")
-            given = tl.load(drive + 2 * apart, mask=within, other=0.0).to(tl.float32)
+            given = load_tile(drive_ptr + 2 * apart, row, drive_batch_stride, unit, drive_gate_stride, within)
             candidate = activate(given + reset * recalled, 0.0, "tanh")
-            here = (row * units)[:, None] + unit[None, :]
-            before = tl.load(hidden_ptr + here, mask=within, other=0.0).to(tl.float32)
+            before = load_tile(hidden_ptr, row, units, unit, 1, within)
             hidden = candidate + update * (before - candidate)
-            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
-            dtype = gate_ptr.dtype.element_ty
-            tl.store(gates, reset.to(dtype), mask=within)
-            tl.store(gates + units, update.to(dtype), mask=within)
-            tl.store(gates + 2 * units, candidate.to(dtype), mask=within)
-            tl.store(gates + 3 * units, recalled.to(dtype), mask=within)
+            store_gates(gate_ptr, reset, update, candidate, recalled, row, unit, within, units, True)
+            dtype = hidden_ptr.dtype.element_ty
             tl.store(hidden_ptr + batch * units + here, hidden.to(dtype), mask=within)
         tl.debug_barrier()  # the next step reads what other threads have written
         drive_ptr += drive_step_stride
@@ -135,10 +134,15 @@ def gru_recurrence_error_kernel(
     gate_ptr,  # (batch, 4 units), of the last step
     drive_error_ptr,  # (batch, 3 units), of the last step
     state_error_ptr,  # (batch, 3 units), of the last step
+    learned_input_ptr,  # (batch, 3 units), of the last step; with the next three, where gradients have gains
+    learned_state_ptr,  # (batch, 3 units), of the last step
+    input_gain_ptr,  # (3,), float32, of the last step
+    state_gain_ptr,  # (3,), float32, of the last step
     carried_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
     steps,
     batch,
     units,
+    state_error_step_stride,  # 0 where nobody reads it but the kernel itself
     error_step_stride,
     error_batch_stride,
     error_unit_stride,
@@ -147,6 +151,7 @@ def gru_recurrence_error_kernel(
     weight_gate_stride,
     weight_unit_stride,
     HIDDEN_ERROR: tl.constexpr,
+    GAINS: tl.constexpr,  # write what the gradients read as well
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -174,29 +179,44 @@ def gru_recurrence_error_kernel(
 
     for _ in range(0, steps):
         for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-            within = inside[:, None] & (unit < units)[None, :]
-            here = (row * units)[:, None] + unit[None, :]
-            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
-            reset = tl.load(gates, mask=within, other=0.0).to(tl.float32)
-            update = tl.load(gates + units, mask=within, other=0.0).to(tl.float32)
-            candidate = tl.load(gates + 2 * units, mask=within, other=0.0).to(tl.float32)
-            recalled = tl.load(gates + 3 * units, mask=within, other=0.0).to(tl.float32)
-            before = tl.load(hidden_ptr + here, mask=within, other=0.0).to(tl.float32)
-            place = (row * error_batch_stride)[:, None] + (unit * error_unit_stride)[None, :]
-            d_hidden = tl.load(error_ptr + place, mask=within, other=0.0).to(tl.float32)
+            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+            reset, update, candidate, recalled = load_gates(gate_ptr, row, 4 * units, unit, 1, within, units)
+            before = load_tile(hidden_ptr, row, units, unit, 1, within)
+            d_hidden = load_tile(error_ptr, row, error_batch_stride, unit, error_unit_stride, within)
             d_hidden += tl.load(carried_ptr + here, mask=within, other=0.0)
             d_candidate = d_hidden * (1.0 - update) * (1.0 - candidate * candidate)
             d_reset = d_candidate * recalled * reset * (1.0 - reset)
             d_update = d_hidden * (before - candidate) * update * (1.0 - update)
-            gate = (row * (3 * units))[:, None] + unit[None, :]
-            dtype = drive_error_ptr.dtype.element_ty
-            tl.store(drive_error_ptr + gate, d_reset.to(dtype), mask=within)
-            tl.store(drive_error_ptr + units + gate, d_update.to(dtype), mask=within)
-            tl.store(drive_error_ptr + 2 * units + gate, d_candidate.to(dtype), mask=within)
-            tl.store(state_error_ptr + gate, d_reset.to(dtype), mask=within)
-            tl.store(state_error_ptr + units + gate, d_update.to(dtype), mask=within)
-            tl.store(state_error_ptr + 2 * units + gate, (d_candidate * reset).to(dtype), mask=within)
+            d_recalled = d_candidate * reset
+            store_gates(drive_error_ptr, d_reset, d_update, d_candidate, None, row, unit, within, units, False)
+            store_gates(state_error_ptr, d_reset, d_update, d_recalled, None, row, unit, within, units, False)
+            if GAINS:
+                store_scaled_gates(
+                    learned_input_ptr,
+                    input_gain_ptr,
+                    d_reset,
+                    d_update,
+                    d_candidate,
+                    None,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    False,
+                )
+                store_scaled_gates(
+                    learned_state_ptr,
+                    state_gain_ptr,
+                    d_reset,
+                    d_update,
+                    d_recalled,
+                    None,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    False,
+                )
             tl.store(carried_ptr + here, d_hidden * update, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
         carry_back(
@@ -222,7 +242,12 @@ def gru_recurrence_error_kernel(
         hidden_ptr -= batch * units
         gate_ptr -= 4 * batch * units
         drive_error_ptr -= 3 * batch * units
-        state_error_ptr -= 3 * batch * units
+        state_error_ptr -= state_error_step_stride
+        if GAINS:
+            learned_input_ptr -= 3 * batch * units
+            learned_state_ptr -= 3 * batch * units
+            input_gain_ptr -= 3
+            state_gain_ptr -= 3
 
 
 def launch_gru_recurrence(
@@ -250,15 +275,14 @@ def launch_gru_recurrence(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture = architecture_of(drive.device)
+    grid, constants = launch_constants(drive, input_precision, configuration, drive[0], weight, hidden, gates[0])
     (steps, batch, _), units = drive.shape, weight.shape[1]
     if batch * units == 0:
         return
-    chosen = configuration or configuration_for(architecture, precision_of(drive.dtype, input_precision))
     given = weight[:, 0] if bias is None else bias
     count_launch("gru_recurrence")
     with torch.cuda.device_of(drive):
-        gru_recurrence_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+        gru_recurrence_kernel[grid](
             drive,
             weight,
             given,
@@ -273,13 +297,7 @@ def launch_gru_recurrence(
             *given.stride(),
             *hidden.stride(),
             BIAS=bias is not None,
-            INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(drive[0], weight, hidden, gates[0]),
-            UPCAST=interpreted() and drive.dtype is not torch.float32,
-            BLOCK_BATCH=chosen.block_batch,
-            BLOCK_UNITS=chosen.block_units,
-            BLOCK_SUM=chosen.block_sum,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **constants,
         )
 
 
@@ -294,6 +312,7 @@ def launch_gru_recurrence_error(
     first_hidden_error: Tensor,
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    learned: Learned | None = None,
 ) -> None:
     """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
 
@@ -303,23 +322,24 @@ def launch_gru_recurrence_error(
         weight: (3 units, units).
         hiddens: (steps + 1, batch, units), contiguous.
         gates: (steps, batch, 4 units), contiguous.
-        drive_error, state_error: (steps, batch, 3 units), contiguous, overwritten.
+        drive_error: (steps, batch, 3 units), contiguous, overwritten.
+        state_error: likewise; or (1, batch, 3 units), where every step overwrites it.
         first_hidden_error: (batch, units), contiguous, float32, overwritten.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        learned: where the gradients have gains, these, and what the gradients read, overwritten.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture = architecture_of(error.device)
+    grid, constants = launch_constants(error, input_precision, configuration, error[0], hidden_error, weight, gates[0])
     steps, batch, units = error.shape
     if batch * units == 0:
         return
-    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, input_precision))
     given = weight if hidden_error is None else hidden_error
     count_launch("gru_recurrence_error")
     with torch.cuda.device_of(error):
-        gru_recurrence_error_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+        gru_recurrence_error_kernel[grid](
             error[-1],
             given,
             weight,
@@ -327,19 +347,16 @@ def launch_gru_recurrence_error(
             gates[-1],
             drive_error[-1],
             state_error[-1],
+            *last_learned(learned, drive_error),
             first_hidden_error,
             steps,
             batch,
             units,
+            state_error.stride(0) if len(state_error) == steps else 0,
             *error.stride(),
             *given.stride(),
             *weight.stride(),
             HIDDEN_ERROR=hidden_error is not None,
-            INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(error[0], hidden_error, weight, gates[0]),
-            UPCAST=interpreted() and error.dtype is not torch.float32,
-            BLOCK_BATCH=chosen.block_batch,
-            BLOCK_UNITS=chosen.block_units,
-            BLOCK_SUM=chosen.block_sum,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            GAINS=learned is not None,
+            **constants,
         )

@@ -9,17 +9,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision, refusal
+from pccompile.kernels.arguments import refusal
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
-from pccompile.kernels.linear_error.operator import ErrorSweep, linear_error
-from pccompile.kernels.linear_predict.operator import linear_predict
 from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrences import register_operations
+from pccompile.kernels.recurrence_operators import (
+    check_error,
+    check_recurrence,
+    drive_of,
+    first_errors,
+    gradients_over_time,
+    register_operations,
+    state_gradients,
+    without_steps,
+)
+from pccompile.kernels.recurrences import Learned, learned_of
 
-__all__ = ["GRUErrorSweep", "GRUPrediction", "gru_error", "gru_predict", "predict_gru", "sweep_gru"]
-
-_WEIGHT = "weight_hidden, which is (3 units, units)"
+__all__ = [
+    "GRUErrorSweep",
+    "GRUPrediction",
+    "gru_error",
+    "gru_predict",
+    "predict_gru",
+    "sweep_gru",
+    "sweep_learned_gru",
+]
 
 
 class GRUPrediction(NamedTuple):
@@ -84,12 +97,7 @@ def gru_predict(
         UsageError: no kernel takes this dtype, device or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    if x.dim() != 3 or weight_hidden.dim() != 2:
-        raise ShapeError(
-            f"gru_predict: x has shape {tuple(x.shape)} and weight_hidden {tuple(weight_hidden.shape)}",
-            cure="x is (steps, batch, inputs) and weight_hidden is (3 units, units)",
-        )
-    drive = linear_predict(x, weight_input, bias_input, input_precision=input_precision).output
+    drive = drive_of("gru_predict", 3, x, weight_input, bias_input, weight_hidden, input_precision)
     first = x.new_zeros(x.shape[1], weight_hidden.shape[1]) if hidden is None else hidden
     hiddens, gates = torch.ops.pccompile.gru_recurrence(drive, weight_hidden, bias_hidden, first, input_precision)
     return GRUPrediction(hiddens[1:], hiddens[-1], hiddens.detach(), gates)
@@ -132,14 +140,20 @@ def gru_error(
     drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
         error, hidden_error, weight_hidden, hiddens, gates, input_precision
     )
-    options: dict[str, Any] = {
-        "weight_gradient": weight_gradient,
-        "bias_gradient": bias_gradient,
-        "gain": gain,
-        "input_precision": input_precision,
-    }
-    of_inputs = linear_error(drive_error, None, x, weight_input, parent_error=parent_error, **options)
-    of_states = _state_gradients(state_error, hiddens, weight_hidden, options)
+    of_inputs, of_states = gradients_over_time(
+        drive_error,
+        x,
+        weight_input,
+        state_error,
+        hiddens,
+        weight_hidden,
+        parent_error=parent_error,
+        state_bias=True,
+        weight_gradient=weight_gradient,
+        bias_gradient=bias_gradient,
+        gain=gain,
+        input_precision=input_precision,
+    )
     return GRUErrorSweep(
         of_inputs.parent_error,
         first,
@@ -148,44 +162,6 @@ def gru_error(
         of_inputs.bias_gradient,
         of_states.bias_gradient,
     )
-
-
-def _state_gradients(state_error: Tensor, hiddens: Tensor, weight: Tensor, options: dict[str, Any]) -> ErrorSweep:
-    """Those of weight_hidden and bias_hidden, where they are asked for: sums over steps, all in one launch."""
-    return linear_error(state_error, None, hiddens[:-1], weight, parent_error=False, **options)
-
-
-def _check(drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str) -> None:
-    name = "gru_recurrence"
-    check_alike(name, drive=drive, weight=weight, bias=bias, hidden=hidden)
-    check_input_precision(input_precision)
-    units, batch = weight.shape[1], drive.shape[1]
-    check_fits(name, "weight_hidden", weight, (3 * units, units), "(3 units, units)", against="the layer")
-    check_fits(name, "drive", drive, (drive.shape[0], batch, 3 * units), "(steps, batch, 3 units)", against=_WEIGHT)
-    check_fits(name, "bias_hidden", bias, (3 * units,), "(3 units,)", against=_WEIGHT)
-    check_fits(name, "hidden", hidden, (batch, units), "(batch, units)", against=_WEIGHT)
-
-
-def _check_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> None:
-    name = "gru_error"
-    check_alike(name, error=error, weight_hidden=weight, hiddens=hiddens, gates=gates, hidden_error=hidden_error)
-    check_input_precision(input_precision)
-    if error.dim() != 3 or weight.dim() != 2:
-        raise ShapeError(f"{name}: error has shape {tuple(error.shape)}", cure="error is (steps, batch, units)")
-    (steps, batch), units = error.shape[:2], weight.shape[1]
-    states = (steps + 1, batch, units)
-    check_fits(name, "weight_hidden", weight, (3 * units, units), "(3 units, units)", against="the layer")
-    check_fits(name, "error", error, (steps, batch, units), "(steps, batch, units)", against=_WEIGHT)
-    check_fits(name, "hiddens", hiddens, states, "(steps + 1, batch, units)", against="the prediction")
-    check_fits(name, "gates", gates, (steps, batch, 4 * units), "(steps, batch, 4 units)", against="the prediction")
-    check_fits(name, "hidden_error", hidden_error, (batch, units), "(batch, units)", against=_WEIGHT)
 
 
 def _empty_states(drive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,8 +181,8 @@ def predict_gru(
 ) -> tuple[Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     hiddens, gates = _empty_states(drive, weight)
-    if drive.shape[0] == 0:  # the first state is the last
-        hiddens[0] = hidden
+    if drive.shape[0] == 0:
+        without_steps((hiddens[0],), (hidden,))
     else:
         launch_gru_recurrence(drive, weight, bias, hidden, hiddens, gates, input_precision)
     return hiddens, gates
@@ -216,7 +192,7 @@ def predict_gru(
 def _recurrence(
     drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor]:
-    _check(drive, weight, bias, hidden, input_precision)
+    check_recurrence("gru_recurrence", 3, drive, weight, input_precision, {"hidden": hidden}, bias)
     if not has_data(drive):
         return _empty_states(drive, weight)
     return predict_gru(drive, weight, bias, hidden, input_precision)
@@ -232,14 +208,29 @@ def sweep_gru(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     errors = _empty_errors(error)
-    first = error.new_empty(error.shape[1:], dtype=torch.float32)
-    if error.shape[0] == 0:  # the first state is the last
-        first.zero_() if hidden_error is None else first.copy_(hidden_error)
+    return *errors, _swept(error, hidden_error, weight, hiddens, gates, *errors, input_precision)
+
+
+def _swept(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    drive_error: Tensor,
+    state_error: Tensor,
+    input_precision: str,
+    learned: Learned | None = None,
+) -> Tensor:
+    """The error of the first hidden state, once the others are written."""
+    (first,) = first_errors(error, 1)
+    if error.shape[0] == 0:
+        without_steps((first,), (hidden_error,))
     else:
-        kept = (hiddens.contiguous(), gates.contiguous())
-        launch_gru_recurrence_error(error, hidden_error, weight, *kept, *errors, first, input_precision)
+        kept, errors = (hiddens.contiguous(), gates.contiguous()), (drive_error, state_error, first)
+        launch_gru_recurrence_error(error, hidden_error, weight, *kept, *errors, input_precision, learned=learned)
     # A float32 tensor is itself what .to returns: it was made here.
-    return *errors, first.to(error.dtype)
+    return first.to(error.dtype)
 
 
 @custom_operator("pccompile::gru_recurrence_error")
@@ -251,13 +242,51 @@ def _recurrence_error(
     gates: Tensor,
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, hidden_error, weight, hiddens, gates, input_precision)
+    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
+    check_error("gru_error", 3, error, weight, input_precision, states, over_time, gates)
     if not has_data(error):
         return *_empty_errors(error), error.new_empty(error.shape[1:])
     return sweep_gru(error, hidden_error, weight, hiddens, gates, input_precision)
 
 
-_recurrence_error.register_autograd(refusal("the error sweep of a GRU was differentiated"))
+def sweep_learned_gru(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    learned = learned_of(3, gains, error)
+    drive_error = torch.empty_like(learned.inputs)
+    one_step = learned.states.new_empty(1, *learned.states.shape[1:])
+    errors = drive_error, one_step, input_precision, learned
+    first = _swept(error, hidden_error, weight, hiddens, gates, *errors)
+    return drive_error, learned.inputs, learned.states, first
+
+
+@custom_operator("pccompile::gru_recurrence_learned_error")
+def _learned_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    weight: Tensor,
+    hiddens: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
+    check_error("gru_error", 3, error, weight, input_precision, states, over_time, gates, gains)
+    if not has_data(error):
+        inputs, from_states, _ = learned_of(3, gains, error)
+        return torch.empty_like(inputs), inputs, from_states, error.new_empty(error.shape[1:])
+    return sweep_learned_gru(error, hidden_error, weight, hiddens, gates, gains, input_precision)
+
+
+for _operator in (_recurrence_error, _learned_error):
+    _operator.register_autograd(refusal("the error sweep of a GRU was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -277,10 +306,11 @@ def _backward(ctx: Any, hiddens_error: Tensor, _: Tensor) -> tuple[Tensor | None
         "bias_gradient": ctx.has_bias and ctx.needs_input_grad[2],
         "input_precision": ctx.input_precision,
     }
-    of_states = _state_gradients(state_error, hiddens, weight, options)
+    of_states = state_gradients(state_error, hiddens, weight, **options)
     return drive_error, of_states.weight_gradient, of_states.bias_gradient, first + hiddens_error[0], None
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)
 register_operations(torch.ops.pccompile.gru_recurrence, weight=1)
 register_operations(torch.ops.pccompile.gru_recurrence_error, weight=2)
+register_operations(torch.ops.pccompile.gru_recurrence_learned_error, weight=2)

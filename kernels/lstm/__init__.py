@@ -23,9 +23,11 @@ Bytes, with s bytes an element: U is read once a step for every 16 samples, from
 
     reference.py  the recurrences in plain torch
     kernel.py     the Triton kernels and their launches
-    operator.py   lstm_predict (differentiable) and lstm_error; pccompile::lstm_recurrence and ..._error
+    operator.py   lstm_predict (differentiable) and lstm_error; pccompile::lstm_recurrence and ..._error;
+                  ..._learned_error, whose gradients have a gain for each time step and gate
 
-Tiles, warps and stages per architecture, and what is common to recurrent layers: `kernels/recurrences.py`.
+What recurrent layers share: `kernels/recurrences.py` for launches, with tiles, warps and stages per architecture,
+`kernels/recurrence_tiles.py` in kernels, `kernels/recurrence_operators.py` for operators.
 """
 
 from __future__ import annotations

@@ -10,10 +10,19 @@ import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate
-from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
 from pccompile.kernels.launches import count_launch
-from pccompile.kernels.recurrences import Configuration, carry_back, configuration_for, gate_products, start_state
-from pccompile.kernels.tiles import needs_wide_offsets, tile_indices
+from pccompile.kernels.recurrence_tiles import (
+    carry_back,
+    gate_products,
+    load_gates,
+    load_tile,
+    start_state,
+    state_tile,
+    store_gates,
+    store_scaled_gates,
+)
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
+from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
     "launch_lstm_recurrence",
@@ -21,8 +30,6 @@ __all__ = [
     "lstm_recurrence_error_kernel",
     "lstm_recurrence_kernel",
 ]
-
-# Pointers move by one time step at a time: offsets stay within a step, and 32 bits are enough for most.
 
 
 @triton.jit
@@ -86,15 +93,10 @@ def lstm_recurrence_kernel(
 
     for _ in range(0, steps):
         for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-            known = unit < units
-            within = inside[:, None] & known[None, :]
-            drive = drive_ptr + (row * drive_batch_stride)[:, None] + (unit * drive_gate_stride)[None, :]
-            apart = units * drive_gate_stride
-            z_in = tl.load(drive, mask=within, other=0.0).to(tl.float32)
-            z_forget = tl.load(drive + apart, mask=within, other=0.0).to(tl.float32)
-            z_candidate = tl.load(drive + 2 * apart, mask=within, other=0.0).to(tl.float32)
-            z_out = tl.load(drive + 3 * apart, mask=within, other=0.0).to(tl.float32)
+            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+            z_in, z_forget, z_candidate, z_out = load_gates(
+                drive_ptr, row, drive_batch_stride, unit, drive_gate_stride, within, units
+            )
             z_in, z_forget, z_candidate, z_out = gate_products(
                 z_in,
                 z_forget,
@@ -105,7 +107,6 @@ def lstm_recurrence_kernel(
                 row,
                 inside,
                 unit,
-                known,
                 units,
                 weight_gate_stride,
                 weight_unit_stride,
@@ -119,14 +120,9 @@ def lstm_recurrence_kernel(
             gate_forget = activate(z_forget, 0.0, "sigmoid")
             candidate = activate(z_candidate, 0.0, "tanh")
             gate_out = activate(z_out, 0.0, "sigmoid")
-            here = (row * units)[:, None] + unit[None, :]
-            cell = gate_forget * tl.load(cell_ptr + here, mask=within, other=0.0).to(tl.float32) + gate_in * candidate
-            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
+            cell = gate_forget * load_tile(cell_ptr, row, units, unit, 1, within) + gate_in * candidate
+            store_gates(gate_ptr, gate_in, gate_forget, candidate, gate_out, row, unit, within, units, True)
             dtype = gate_ptr.dtype.element_ty
-            tl.store(gates, gate_in.to(dtype), mask=within)
-            tl.store(gates + units, gate_forget.to(dtype), mask=within)
-            tl.store(gates + 2 * units, candidate.to(dtype), mask=within)
-            tl.store(gates + 3 * units, gate_out.to(dtype), mask=within)
             tl.store(cell_ptr + batch * units + here, cell.to(dtype), mask=within)
             tl.store(hidden_ptr + batch * units + here, (gate_out * activate(cell, 0.0, "tanh")).to(dtype), mask=within)
         tl.debug_barrier()  # the next step reads what other threads have written
@@ -145,6 +141,10 @@ def lstm_recurrence_error_kernel(
     cell_ptr,  # (batch, units), after the last step
     gate_ptr,  # (batch, 4 units), of the last step
     drive_error_ptr,  # (batch, 4 units), of the last step
+    learned_input_ptr,  # (batch, 4 units), of the last step; with the next three, where gradients have gains
+    learned_state_ptr,  # (batch, 4 units), of the last step
+    input_gain_ptr,  # (4,), float32, of the last step
+    state_gain_ptr,  # (4,), float32, of the last step
     carried_hidden_ptr,  # (batch, units), float32: at the end, the error of the first hidden state
     carried_cell_ptr,  # (batch, units), float32: at the end, the error of the first cell
     steps,
@@ -161,6 +161,7 @@ def lstm_recurrence_error_kernel(
     weight_unit_stride,
     HIDDEN_ERROR: tl.constexpr,
     CELL_ERROR: tl.constexpr,
+    GAINS: tl.constexpr,  # write what the gradients read as well
     INPUT_PRECISION: tl.constexpr,
     WIDE: tl.constexpr,  # int64 offsets
     UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
@@ -201,18 +202,11 @@ def lstm_recurrence_error_kernel(
 
     for _ in range(0, steps):
         for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit = tile_indices(unit_tile, BLOCK_UNITS, WIDE)
-            within = inside[:, None] & (unit < units)[None, :]
-            here = (row * units)[:, None] + unit[None, :]
-            gates = gate_ptr + (row * (4 * units))[:, None] + unit[None, :]
-            gate_in = tl.load(gates, mask=within, other=0.0).to(tl.float32)
-            gate_forget = tl.load(gates + units, mask=within, other=0.0).to(tl.float32)
-            candidate = tl.load(gates + 2 * units, mask=within, other=0.0).to(tl.float32)
-            gate_out = tl.load(gates + 3 * units, mask=within, other=0.0).to(tl.float32)
-            squashed = activate(tl.load(cell_ptr + here, mask=within, other=0.0).to(tl.float32), 0.0, "tanh")
-            before = tl.load(cell_ptr - batch * units + here, mask=within, other=0.0).to(tl.float32)
-            place = (row * error_batch_stride)[:, None] + (unit * error_unit_stride)[None, :]
-            d_hidden = tl.load(error_ptr + place, mask=within, other=0.0).to(tl.float32)
+            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+            gate_in, gate_forget, candidate, gate_out = load_gates(gate_ptr, row, 4 * units, unit, 1, within, units)
+            squashed = activate(load_tile(cell_ptr, row, units, unit, 1, within), 0.0, "tanh")
+            before = load_tile(cell_ptr - batch * units, row, units, unit, 1, within)
+            d_hidden = load_tile(error_ptr, row, error_batch_stride, unit, error_unit_stride, within)
             d_hidden += tl.load(carried_hidden_ptr + here, mask=within, other=0.0)
             d_cell = tl.load(carried_cell_ptr + here, mask=within, other=0.0)
             d_cell += d_hidden * gate_out * (1.0 - squashed * squashed)
@@ -220,12 +214,34 @@ def lstm_recurrence_error_kernel(
             d_forget = d_cell * before * gate_forget * (1.0 - gate_forget)
             d_candidate = d_cell * gate_in * (1.0 - candidate * candidate)
             d_out = d_hidden * squashed * gate_out * (1.0 - gate_out)
-            drive_error = drive_error_ptr + (row * (4 * units))[:, None] + unit[None, :]
-            dtype = drive_error_ptr.dtype.element_ty
-            tl.store(drive_error, d_in.to(dtype), mask=within)
-            tl.store(drive_error + units, d_forget.to(dtype), mask=within)
-            tl.store(drive_error + 2 * units, d_candidate.to(dtype), mask=within)
-            tl.store(drive_error + 3 * units, d_out.to(dtype), mask=within)
+            store_gates(drive_error_ptr, d_in, d_forget, d_candidate, d_out, row, unit, within, units, True)
+            if GAINS:
+                store_scaled_gates(
+                    learned_input_ptr,
+                    input_gain_ptr,
+                    d_in,
+                    d_forget,
+                    d_candidate,
+                    d_out,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    True,
+                )
+                store_scaled_gates(
+                    learned_state_ptr,
+                    state_gain_ptr,
+                    d_in,
+                    d_forget,
+                    d_candidate,
+                    d_out,
+                    row,
+                    unit,
+                    within,
+                    units,
+                    True,
+                )
             tl.store(carried_cell_ptr + here, d_cell * gate_forget, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
         carry_back(
@@ -251,6 +267,11 @@ def lstm_recurrence_error_kernel(
         cell_ptr -= batch * units
         gate_ptr -= 4 * batch * units
         drive_error_ptr -= 4 * batch * units
+        if GAINS:
+            learned_input_ptr -= 4 * batch * units
+            learned_state_ptr -= 4 * batch * units
+            input_gain_ptr -= 4
+            state_gain_ptr -= 4
 
 
 def launch_lstm_recurrence(
@@ -278,14 +299,13 @@ def launch_lstm_recurrence(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture = architecture_of(drive.device)
+    grid, constants = launch_constants(drive, input_precision, configuration, drive[0], weight, hidden, cell, gates[0])
     (steps, batch, _), units = drive.shape, weight.shape[1]
     if batch * units == 0:
         return
-    chosen = configuration or configuration_for(architecture, precision_of(drive.dtype, input_precision))
     count_launch("lstm_recurrence")
     with torch.cuda.device_of(drive):
-        lstm_recurrence_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+        lstm_recurrence_kernel[grid](
             drive,
             weight,
             hidden,
@@ -300,13 +320,7 @@ def launch_lstm_recurrence(
             *weight.stride(),
             *hidden.stride(),
             *cell.stride(),
-            INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(drive[0], weight, hidden, cell, gates[0]),
-            UPCAST=interpreted() and drive.dtype is not torch.float32,
-            BLOCK_BATCH=chosen.block_batch,
-            BLOCK_UNITS=chosen.block_units,
-            BLOCK_SUM=chosen.block_sum,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **constants,
         )
 
 
@@ -322,6 +336,7 @@ def launch_lstm_recurrence_error(
     first_cell_error: Tensor,
     input_precision: str = "ieee",
     configuration: Configuration | None = None,
+    learned: Learned | None = None,
 ) -> None:
     """Write a recurrence's errors into tensors that the caller owns. Arguments are not checked.
 
@@ -335,20 +350,22 @@ def launch_lstm_recurrence_error(
         first_hidden_error, first_cell_error: (batch, units), contiguous, float32, overwritten.
         input_precision: "ieee" or "tf32", of float32 products.
         configuration: how the launch is cut up; None reads the architecture's table.
+        learned: where the gradients have gains, these, and what the gradients read, overwritten.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture = architecture_of(error.device)
+    grid, constants = launch_constants(
+        error, input_precision, configuration, error[0], hidden_error, cell_error, weight, gates[0]
+    )
     steps, batch, units = error.shape
     if batch * units == 0:
         return
-    chosen = configuration or configuration_for(architecture, precision_of(error.dtype, input_precision))
     given_hidden = weight if hidden_error is None else hidden_error
     given_cell = weight if cell_error is None else cell_error
     count_launch("lstm_recurrence_error")
     with torch.cuda.device_of(error):
-        lstm_recurrence_error_kernel[(triton.cdiv(batch, chosen.block_batch),)](
+        lstm_recurrence_error_kernel[grid](
             error[-1],
             given_hidden,
             given_cell,
@@ -356,6 +373,7 @@ def launch_lstm_recurrence_error(
             cells[-1],
             gates[-1],
             drive_error[-1],
+            *last_learned(learned, drive_error),
             first_hidden_error,
             first_cell_error,
             steps,
@@ -367,11 +385,6 @@ def launch_lstm_recurrence_error(
             *weight.stride(),
             HIDDEN_ERROR=hidden_error is not None,
             CELL_ERROR=cell_error is not None,
-            INPUT_PRECISION=input_precision,
-            WIDE=needs_wide_offsets(error[0], hidden_error, cell_error, weight, gates[0]),
-            UPCAST=interpreted() and error.dtype is not torch.float32,
-            BLOCK_BATCH=chosen.block_batch,
-            BLOCK_UNITS=chosen.block_units,
-            BLOCK_SUM=chosen.block_sum,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            GAINS=learned is not None,
+            **constants,
         )

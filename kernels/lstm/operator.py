@@ -9,17 +9,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.errors import ShapeError
-from pccompile.kernels.arguments import check_alike, check_fits, check_input_precision, refusal
-from pccompile.kernels.linear_error.operator import linear_error
-from pccompile.kernels.linear_predict.operator import linear_predict
+from pccompile.kernels.arguments import refusal
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
 from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrences import register_operations
+from pccompile.kernels.recurrence_operators import (
+    check_error,
+    check_recurrence,
+    drive_of,
+    first_errors,
+    gradients_over_time,
+    register_operations,
+    state_gradients,
+    without_steps,
+)
+from pccompile.kernels.recurrences import Learned, learned_of
 
-__all__ = ["LSTMErrorSweep", "LSTMPrediction", "lstm_error", "lstm_predict", "predict_lstm", "sweep_lstm"]
-
-_WEIGHT = "weight_hidden, which is (4 units, units)"
+__all__ = [
+    "LSTMErrorSweep",
+    "LSTMPrediction",
+    "lstm_error",
+    "lstm_predict",
+    "predict_lstm",
+    "sweep_learned_lstm",
+    "sweep_lstm",
+]
 
 
 class LSTMPrediction(NamedTuple):
@@ -89,12 +102,7 @@ def lstm_predict(
         UsageError: no kernel takes this dtype, device or input_precision.
         ShapeError: shapes, dtypes or devices do not fit one another.
     """
-    if x.dim() != 3 or weight_hidden.dim() != 2:
-        raise ShapeError(
-            f"lstm_predict: x has shape {tuple(x.shape)} and weight_hidden {tuple(weight_hidden.shape)}",
-            cure="x is (steps, batch, inputs) and weight_hidden is (4 units, units)",
-        )
-    drive = linear_predict(x, weight_input, bias, input_precision=input_precision).output
+    drive = drive_of("lstm_predict", 4, x, weight_input, bias, weight_hidden, input_precision)
     zero = x.new_zeros(x.shape[1], weight_hidden.shape[1])
     hiddens, cells, gates = torch.ops.pccompile.lstm_recurrence(
         drive, weight_hidden, zero if hidden is None else hidden, zero if cell is None else cell, input_precision
@@ -141,65 +149,27 @@ def lstm_error(
     drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
         error, hidden_error, cell_error, weight_hidden, cells, gates, input_precision
     )
-    options: dict[str, Any] = {"gain": gain, "input_precision": input_precision}
-    sweep = linear_error(
+    of_inputs, of_states = gradients_over_time(
         drive_error,
-        None,
         x,
         weight_input,
+        drive_error,
+        hiddens,
+        weight_hidden,
         parent_error=parent_error,
         weight_gradient=weight_gradient,
         bias_gradient=bias_gradient,
-        **options,
+        gain=gain,
+        input_precision=input_precision,
     )
-    d_weight_hidden = _weight_hidden_gradient(drive_error, hiddens, weight_hidden, options) if weight_gradient else None
     return LSTMErrorSweep(
-        sweep.parent_error, first_hidden, first_cell, sweep.weight_gradient, d_weight_hidden, sweep.bias_gradient
+        of_inputs.parent_error,
+        first_hidden,
+        first_cell,
+        of_inputs.weight_gradient,
+        of_states.weight_gradient,
+        of_inputs.bias_gradient,
     )
-
-
-def _weight_hidden_gradient(
-    drive_error: Tensor, hiddens: Tensor, weight: Tensor, options: dict[str, Any]
-) -> Tensor | None:
-    """gain times the sum over steps of d^T h, one product over all of them."""
-    return linear_error(
-        drive_error, None, hiddens[:-1], weight, parent_error=False, bias_gradient=False, **options
-    ).weight_gradient
-
-
-def _check(drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str) -> None:
-    name = "lstm_recurrence"
-    check_alike(name, drive=drive, weight=weight, hidden=hidden, cell=cell)
-    check_input_precision(input_precision)
-    units, batch = weight.shape[1], drive.shape[1]
-    check_fits(name, "weight_hidden", weight, (4 * units, units), "(4 units, units)", against="the layer")
-    check_fits(name, "drive", drive, (drive.shape[0], batch, 4 * units), "(steps, batch, 4 units)", against=_WEIGHT)
-    check_fits(name, "hidden", hidden, (batch, units), "(batch, units)", against=_WEIGHT)
-    check_fits(name, "cell", cell, (batch, units), "(batch, units)", against=_WEIGHT)
-
-
-def _check_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    cell_error: Tensor | None,
-    weight: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> None:
-    name = "lstm_error"
-    states = {"hidden_error": hidden_error, "cell_error": cell_error}
-    check_alike(name, error=error, weight_hidden=weight, cells=cells, gates=gates, **states)
-    check_input_precision(input_precision)
-    if error.dim() != 3 or weight.dim() != 2:
-        raise ShapeError(f"{name}: error has shape {tuple(error.shape)}", cure="error is (steps, batch, units)")
-    (steps, batch), units = error.shape[:2], weight.shape[1]
-    check_fits(name, "weight_hidden", weight, (4 * units, units), "(4 units, units)", against="the layer")
-    check_fits(name, "error", error, (steps, batch, units), "(steps, batch, units)", against=_WEIGHT)
-    check_fits(name, "cells", cells, (steps + 1, batch, units), "(steps + 1, batch, units)", against="the prediction")
-    check_fits(name, "gates", gates, (steps, batch, 4 * units), "(steps, batch, 4 units)", against="the prediction")
-    for argument, tensor in states.items():
-        check_fits(name, argument, tensor, (batch, units), "(batch, units)", against=_WEIGHT)
 
 
 def _empty_states(drive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,8 +183,8 @@ def predict_lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     hiddens, cells, gates = _empty_states(drive, weight)
-    if drive.shape[0] == 0:  # the first states are the last
-        hiddens[0], cells[0] = hidden, cell
+    if drive.shape[0] == 0:
+        without_steps((hiddens[0], cells[0]), (hidden, cell))
     else:
         launch_lstm_recurrence(drive, weight, hidden, cell, hiddens, cells, gates, input_precision)
     return hiddens, cells, gates
@@ -224,7 +194,7 @@ def predict_lstm(
 def _recurrence(
     drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(drive, weight, hidden, cell, input_precision)
+    check_recurrence("lstm_recurrence", 4, drive, weight, input_precision, {"hidden": hidden, "cell": cell})
     if not has_data(drive):
         return _empty_states(drive, weight)
     return predict_lstm(drive, weight, hidden, cell, input_precision)
@@ -238,17 +208,17 @@ def sweep_lstm(
     cells: Tensor,
     gates: Tensor,
     input_precision: str,
+    learned: Learned | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
     drive_error = gates.new_empty(gates.shape)
-    first = [error.new_empty(error.shape[1:], dtype=torch.float32) for _ in range(2)]
-    if error.shape[0] == 0:  # the first states are the last
-        for target, given in zip(first, (hidden_error, cell_error), strict=True):
-            target.zero_() if given is None else target.copy_(given)
+    first = first_errors(error, 2)
+    if error.shape[0] == 0:
+        without_steps(first, (hidden_error, cell_error))
     else:
         kept = (cells.contiguous(), gates.contiguous())
         launch_lstm_recurrence_error(
-            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision
+            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision, learned=learned
         )
     # A float32 tensor is itself what .to returns: it was made here.
     return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
@@ -264,13 +234,50 @@ def _recurrence_error(
     gates: Tensor,
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_error(error, hidden_error, cell_error, weight, cells, gates, input_precision)
+    states = {"hidden_error": hidden_error, "cell_error": cell_error}
+    check_error("lstm_error", 4, error, weight, input_precision, states, {"cells": cells}, gates)
     if not has_data(error):
         return gates.new_empty(gates.shape), error.new_empty(error.shape[1:]), error.new_empty(error.shape[1:])
     return sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision)
 
 
-_recurrence_error.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
+def sweep_learned_lstm(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator without its checks and its dispatch, for callers that know what they pass."""
+    learned = learned_of(4, gains, error)
+    drive_error, *first = sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision, learned)
+    return drive_error, learned.inputs, learned.states, *first
+
+
+@custom_operator("pccompile::lstm_recurrence_learned_error")
+def _learned_error(
+    error: Tensor,
+    hidden_error: Tensor | None,
+    cell_error: Tensor | None,
+    weight: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    gains: Tensor,
+    input_precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    states = {"hidden_error": hidden_error, "cell_error": cell_error}
+    check_error("lstm_error", 4, error, weight, input_precision, states, {"cells": cells}, gates, gains)
+    if not has_data(error):
+        first = [error.new_empty(error.shape[1:]) for _ in range(2)]
+        return gates.new_empty(gates.shape), *learned_of(4, gains, error)[:2], *first
+    return sweep_learned_lstm(error, hidden_error, cell_error, weight, cells, gates, gains, input_precision)
+
+
+for _operator in (_recurrence_error, _learned_error):
+    _operator.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -285,11 +292,12 @@ def _backward(ctx: Any, hiddens_error: Tensor, cells_error: Tensor, _: Tensor) -
     drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
         hiddens_error[1:], None, cells_error[-1] if len(gates) else None, weight, cells, gates, ctx.input_precision
     )
-    options = {"input_precision": ctx.input_precision}
-    d_weight = _weight_hidden_gradient(drive_error, hiddens, weight, options) if ctx.needs_input_grad[1] else None
-    return drive_error, d_weight, first_hidden + hiddens_error[0], first_cell + cells_error[0], None
+    options = {"weight_gradient": ctx.needs_input_grad[1], "bias_gradient": False}
+    of_states = state_gradients(drive_error, hiddens, weight, input_precision=ctx.input_precision, **options)
+    return drive_error, of_states.weight_gradient, first_hidden + hiddens_error[0], first_cell + cells_error[0], None
 
 
 _recurrence.register_autograd(_backward, setup_context=_save)
 register_operations(torch.ops.pccompile.lstm_recurrence, weight=1)
 register_operations(torch.ops.pccompile.lstm_recurrence_error, weight=3)
+register_operations(torch.ops.pccompile.lstm_recurrence_learned_error, weight=3)

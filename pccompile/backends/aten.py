@@ -223,15 +223,7 @@ class AtenBackend:
         if not self._loops(run):
             raise Unsupported("a loop of the schedule is empty for this number of steps")
         fakes = {name: fake_of(v[0]) if isinstance(v[0], torch.Tensor) else v[0] for name, v in clamped.items()}
-        expansion = Expansion(
-            self.lowered,
-            self.functions,
-            fakes,
-            value_optimizer(run.rule),
-            self.needed,
-            self.fragments,
-            self.substitution,
-        )
+        expansion = self.expansion(self.lowered, self.functions, fakes, run)
         given = self._all_given(expansion)
         graphs, keys = expansion.error_sweep(given)
         devices = {value.device for value in fakes.values() if isinstance(value, torch.Tensor)}
@@ -241,6 +233,13 @@ class AtenBackend:
         plan = Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
         plan.sweeps[self._mask(given)] = Sweep(self._stages(plan, pieces[1:]), keys, given)
         return plan
+
+    def expansion(
+        self, lowered: Lowered, functions: Mapping[str, LocalFunction], fakes: Mapping[str, Any], run: Run
+    ) -> Expansion:
+        """A lowered program being written out; see `Expansion`."""
+        optimizer = value_optimizer(run.rule)
+        return Expansion(lowered, functions, fakes, optimizer, self.needed, self.fragments, self.substitution)
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
         """Stand-ins for the errors where the loss is outside: one for every differentiable output."""

@@ -57,7 +57,7 @@ def by_measurement(rest: Compile) -> Choose:
         problem = next(filter(None, map(objection, matches)), "")
         if problem:
             return False, problem
-        if not measured or not all(map(_on_gpu, matches)):
+        if not measured or not all(is_on_gpu(_tensors(match)) for match in matches):
             return True, "not measured"
         return _faster(matches, rest)
 
@@ -93,10 +93,6 @@ def objection_to(kinds: Sequence[torch.Tensor], computed: Sequence[torch.Tensor]
         return f"{' and '.join(sorted(map(_name, dtypes)))} together have no kernel"
     unknown = [_name(dtype) for dtype in dtypes if dtype not in _DTYPES]
     return f"{unknown[0]} has no kernel" if unknown else ""
-
-
-def _on_gpu(match: Match) -> bool:
-    return is_on_gpu(_tensors(match))
 
 
 def is_on_gpu(kinds: Iterable[Any]) -> bool:

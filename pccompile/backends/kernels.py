@@ -18,15 +18,26 @@ import torch
 from pccompile import cache
 from pccompile.backends.aten import AtenBackend
 from pccompile.backends.choice import is_measured
+from pccompile.backends.networks import Joined
+from pccompile.backends.opened import Apart
 from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
 from pccompile.backends.timing import measure
-from pccompile.backends.triton import is_installed, with_groups, with_kernels, with_recurrences
+from pccompile.backends.triton import (
+    is_installed,
+    joined_networks,
+    with_groups,
+    with_joined,
+    with_kernels,
+    with_recurrences,
+)
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import NonFiniteError
 from pccompile.ir.grammar import Program
-from pccompile.lowering.fragments import Fragment, Leaf, Substitution
+from pccompile.lowering import Lowered, lower
+from pccompile.lowering.expand import Expansion
+from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fake_of
 from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
@@ -64,6 +75,8 @@ class TritonBackend(AtenBackend):
         self.sweep, problem = _sweep_of(program, functions)
         self.verdicts: dict[Hashable, _Verdict] = {}
         self.verdict = _Verdict(None, problem)
+        self.joined: dict[str, Joined] = {}
+        self.apart: dict[str, str] = {}
         self._rows: dict[Hashable, list[Row]] = {}
         self._seen: Hashable = None
 
@@ -72,8 +85,42 @@ class TritonBackend(AtenBackend):
         return super().consumed(run) if self.sweep is None else frozenset()
 
     def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
-        """What a vertex is traced with; see `AtenBackend.substitution`."""
+        """What a vertex is traced with; see `AtenBackend.substitution`.
+
+        Raises:
+            Apart: a network that was joined has no kernels.
+        """
+        joined = self.joined.get(function.vertex.name)
+        if joined is not None:
+            return with_joined(joined, function, kinds, self.fragments)
         return with_recurrences(function, kinds, self.fragments)
+
+    def expansion(
+        self, lowered: Lowered, functions: Mapping[str, LocalFunction], fakes: Mapping[str, Any], run: Run
+    ) -> Expansion:
+        """See `AtenBackend.expansion`; networks that were opened are joined again where their kernels are taken."""
+        self.apart, tensors = {}, [fake for fake in fakes.values() if isinstance(fake, torch.Tensor)]
+        while found := joined_networks(self.program, self.functions, tensors, self.apart):
+            self.joined = {joined.vertex: joined for joined in found}
+            last = found[-1]
+            scalars = {
+                name: ("gains", levels, _device_of(last.program, joined.vertex, fakes))
+                for joined in found
+                for name, levels in joined.gains.items()
+            }
+            gains = {name: fake_of(run.gains(*how)) for name, (_, *how) in scalars.items()}
+            try:
+                expansion = super().expansion(lower(last.program), last.functions, {**fakes, **gains}, run)
+            except Apart as reason:
+                self.apart[reason.name] = str(reason)
+                continue
+            except Unsupported as reason:  # the program may be written without joining anything
+                self.apart |= {joined.name: str(reason) for joined in found}
+                continue
+            expansion.scalars |= {expansion.keys.pop(name): how for name, how in scalars.items()}
+            return expansion
+        self.joined = {}
+        return super().expansion(lowered, functions, fakes, run)
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
@@ -120,11 +167,17 @@ class TritonBackend(AtenBackend):
         return [row for row in rows if row.phase == "prediction"] + self._rows[self._seen]
 
     @property
+    def inside(self) -> dict[str, str]:
+        """The vertices that run as part of another: those of a network that was joined."""
+        return {name: joined.vertex for joined in self.joined.values() for name in joined.inside}
+
+    @property
     def notes(self) -> list[str]:
-        """Why inference that might have been one launch is not."""
-        if self.program.rule != Strict.name or self.verdict.form is not None:
-            return []
-        return [f"not all steps in one launch: {self.verdict.reason}"]
+        """Why what might have been one launch is not."""
+        found = [f"{name}: its time steps run one by one: {reason}" for name, reason in self.apart.items()]
+        if self.program.rule == Strict.name and self.verdict.form is None:
+            found.append(f"not all steps in one launch: {self.verdict.reason}")
+        return found
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 
@@ -180,6 +233,12 @@ def _works(form: str, call: Callable[[], Any]) -> bool:
         logger.warning("strict_sweep as %s cannot run: %s: %s", form, type(error).__name__, error)
         return False
     return True
+
+
+def _device_of(program: Program, vertex: str, clamped: Mapping[str, Any]) -> torch.device:
+    """Where the parameters of a vertex are."""
+    read = (clamped.get(parent.name) for parent in program.parents(vertex))
+    return next(value.device for value in read if isinstance(value, torch.Tensor))
 
 
 def _sweep_of(program: Program, functions: Mapping[str, LocalFunction]) -> tuple[ChainSweep | None, str]:

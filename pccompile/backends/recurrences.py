@@ -8,6 +8,7 @@ in the kernels' operators instead. Its products over all time steps are products
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,7 +24,16 @@ from pccompile.lowering.regions import region
 if TYPE_CHECKING:
     from pccompile.backends.executables import Compile
 
-__all__ = ["substitution_for"]
+__all__ = [
+    "Layer",
+    "drive_of",
+    "gradients_of",
+    "joint_graph",
+    "network_of",
+    "objection_to_network",
+    "substitution_for",
+    "sum_of_biases",
+]
 
 _aten = torch.ops.aten
 
@@ -42,40 +52,50 @@ def substitution_for(
     if not networks:
         return Substitution()
     tensors = {node: kinds[name, index] for name, read in function.reads.items() for index, node, _ in read}
-    problem = next(filter(None, (_objection(node, tensors) for node in networks)), "")
+    problem = next(filter(None, (_objection_to_node(node, tensors) for node in networks)), "")
     if problem:
         return Substitution(reason=problem)
     functions = {node.target: _NETWORKS[node.target] for node in networks}
     ours = Substitution(functions, "not measured")
     if not is_measured() or not is_on_gpu(kinds.values()):
         return ours
-    kernel = _joint(fragment_of(function, kinds, None, known, ours))
+    kernel = joint_graph(fragment_of(function, kinds, None, known, ours))
     operators: fx.Graph | Callable[[], Any]
     try:
-        operators = _joint(fragment_of(function, kinds, None, known))
+        operators = joint_graph(fragment_of(function, kinds, None, known))
     except Unsupported:  # as where cuDNN is called with more than tensors: then the eager back end is in its place
         operators = _by_the_engine(function, kinds)
     taken, reason = is_faster("recurrence", kernel, operators, rest)
     return Substitution(functions if taken else {}, reason)
 
 
-def _objection(node: fx.Node, kinds: Mapping[str, Any]) -> str:
-    """Why a network has no kernel; "" if it has one."""
+def _objection_to_node(node: fx.Node, kinds: Mapping[str, Any]) -> str:
     read = [kinds[parent.name] for parent in node.all_input_nodes if parent.name in kinds]
+    names = [formal.name for formal in node.target._schema.arguments]  # type: ignore[union-attr]
+    return objection_to_network({name: argument(node, name) for name in names}, read)
+
+
+def objection_to_network(arguments: Mapping[str, Any], read: Sequence[Any]) -> str:
+    """Why a network has no kernel; "" if it has one.
+
+    Args:
+        arguments: its operator's, by name.
+        read: stand-ins for what it reads.
+    """
     tensors = [kind for kind in read if isinstance(kind, Tensor)]
     problem = objection_to(tensors, tensors)
     if problem:
         return problem
-    layers: int = argument(node, "num_layers")
-    if argument(node, "train") and argument(node, "dropout") > 0 and layers > 1:
+    layers: int = arguments["num_layers"]
+    if arguments["train"] and arguments["dropout"] > 0 and layers > 1:
         return "a network with dropout between its layers has no kernel"
-    directions, tensors_each = 1 + argument(node, "bidirectional"), 2 + 2 * argument(node, "has_biases")
-    if len(argument(node, "params")) != layers * directions * tensors_each:
+    directions, tensors_each = 1 + arguments["bidirectional"], 2 + 2 * arguments["has_biases"]
+    if len(arguments["params"]) != layers * directions * tensors_each:
         return "a network with projections has no kernel"
     return ""
 
 
-def _joint(fragment: Fragment) -> fx.Graph:
+def joint_graph(fragment: Fragment) -> fx.Graph:
     """Prediction and error in one graph."""
     return region([node for node in fragment.graph.nodes if node.op == "call_function"]).graph
 
@@ -99,7 +119,7 @@ def _by_the_engine(function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Callab
 # The networks, as the operators have them -----------------------------------------------------------------------------
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """The parameters of a layer in a direction; torch names them weight_ih, weight_hh, bias_ih and bias_hh."""
 
     input: Tensor
@@ -108,66 +128,39 @@ class _Layer(NamedTuple):
     recurrent_bias: Tensor | None = None
 
 
-_Recurrence = Callable[[Tensor, _Layer, Sequence[Tensor]], tuple[Tensor, ...]]
+Recurrence = Callable[[Tensor, Layer, Sequence[Tensor]], tuple[Tensor, ...]]
 
 
-def _lstm(
+def network_of(
+    recurrence: Recurrence,
     x: Tensor,
-    hx: Sequence[Tensor],
+    hx: Tensor | Sequence[Tensor],
     params: Sequence[Tensor],
     has_biases: bool,
     num_layers: int,
-    dropout: float,
-    train: bool,
+    _dropout: float,
+    _train: bool,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """`aten.lstm.input` without projections, and without dropout."""
-    return _network(_lstm_layer, x, hx, params, has_biases, num_layers, bidirectional, batch_first)
-
-
-def _gru(
-    x: Tensor,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """`aten.gru.input` without dropout."""
-    return _network(_gru_layer, x, (hx,), params, has_biases, num_layers, bidirectional, batch_first)
-
-
-_NETWORKS: dict[Any, Callable[..., Any]] = {_aten.lstm.input: _lstm, _aten.gru.input: _gru}
-
-
-def _network(
-    recurrence: _Recurrence,
-    x: Tensor,
-    initial: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    has_biases: bool,
-    layer_count: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """The outputs of the last layer, and of every kind of state the last ones of all layers.
+    """An operator of ATen's by its recurrence, without projections, and without dropout.
 
     Args:
         recurrence: a layer in a direction: its outputs (steps, batch, units), and of every kind of state the last.
         x: (steps, batch, inputs), or (batch, steps, inputs) with batch_first.
-        initial: of every kind of state the first ones, (layers and directions, batch, units).
-        parameters: those of every layer and direction, one after the other.
+        hx: of every kind of state the first ones, (layers and directions, batch, units); or those of the only kind.
+        params: those of every layer and direction, one after the other.
+
+    Returns:
+        The outputs of the last layer, and of every kind of state the last ones of all layers.
     """
     each = 4 if has_biases else 2
-    layers = (_Layer(*parameters[start : start + each]) for start in range(0, len(parameters), each))
+    layers = (Layer(*params[start : start + each]) for start in range(0, len(params), each))
+    initial = hx if isinstance(hx, list | tuple) else (hx,)
     states = zip(*(state.unbind(0) for state in initial), strict=True)
     reached: list[tuple[Tensor, ...]] = []
     x = x.transpose(0, 1) if batch_first else x
-    for _ in range(layer_count):
+    for _ in range(num_layers):
         outputs = []
         for backwards in (False, True) if bidirectional else (False,):
             output, *last = recurrence(x.flip(0) if backwards else x, next(layers), next(states))
@@ -178,17 +171,52 @@ def _network(
     return x, *(torch.stack(state) if len(state) > 1 else state[0][None] for state in zip(*reached, strict=True))
 
 
-def _drive(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def drive_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the inputs contribute to the gates, at all time steps: (steps, batch, gates) in one product."""
     rows, transposed = x.reshape(-1, x.shape[-1]), weight.t()
     product = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
     return product.view(*x.shape[:-1], weight.shape[0])
 
 
-def _lstm_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    bias = None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
-    output, hidden, cell = _LSTMRecurrence.apply(_drive(x, layer.input, bias), layer.recurrent, *states)  # type: ignore[no-untyped-call]
-    return output, hidden, cell
+def sum_of_biases(layer: Layer) -> Tensor | None:
+    """Where both are added before anything else is done, one stands for both."""
+    return None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
+
+
+def _rnn_layer(activation: str, x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = drive_of(x, layer.input, sum_of_biases(layer))
+    found: tuple[Tensor, ...] = _RNNRecurrence.apply(drive, layer.recurrent, *states, activation)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _RNNRecurrence(torch.autograd.Function):
+    """`pccompile::rnn_recurrence` and its error; see `_LSTMRecurrence`."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, weight: Tensor, hidden: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+        ctx.options = activation, recurrence_precision()
+        hiddens = torch.ops.pccompile.rnn_recurrence(drive, weight, hidden, *ctx.options)
+        ctx.save_for_backward(weight, hiddens)
+        ctx.set_materialize_grads(False)
+        return hiddens[1:], hiddens[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, hiddens = ctx.saved_tensors
+        error, hidden_error = errors
+        if error is None:
+            error = torch.zeros_like(hiddens[1:])
+        drive_error, first = torch.ops.pccompile.rnn_recurrence_error(
+            error, hidden_error, weight, hiddens, *ctx.options
+        )
+        d_weight, _ = gradients_of(drive_error, hiddens[:-1], ctx.needs_input_grad[1], False)
+        return drive_error, d_weight, first, None
+
+
+def _lstm_layer(x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = drive_of(x, layer.input, sum_of_biases(layer))
+    found: tuple[Tensor, ...] = _LSTMRecurrence.apply(drive, layer.recurrent, *states)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _LSTMRecurrence(torch.autograd.Function):
@@ -215,12 +243,12 @@ class _LSTMRecurrence(torch.autograd.Function):
         drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
             error, hidden_error, cell_error, weight, cells, gates, ctx.precision
         )
-        d_weight, _ = _gradients(drive_error, hiddens, ctx.needs_input_grad[1], False)
+        d_weight, _ = gradients_of(drive_error, hiddens[:-1], ctx.needs_input_grad[1], False)
         return drive_error, d_weight, first_hidden, first_cell
 
 
-def _gru_layer(x: Tensor, layer: _Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    drive = _drive(x, layer.input, layer.input_bias)
+def _gru_layer(x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    drive = drive_of(x, layer.input, layer.input_bias)
     found: tuple[Tensor, ...] = _GRURecurrence.apply(drive, layer.recurrent, layer.recurrent_bias, *states)  # type: ignore[no-untyped-call]
     return found
 
@@ -245,16 +273,24 @@ class _GRURecurrence(torch.autograd.Function):
         drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
             error, hidden_error, weight, hiddens, gates, ctx.precision
         )
-        return drive_error, *_gradients(state_error, hiddens, *ctx.needs_input_grad[1:3]), first
+        return drive_error, *gradients_of(state_error, hiddens[:-1], *ctx.needs_input_grad[1:3]), first
 
 
-def _gradients(error: Tensor, hiddens: Tensor, of_weight: bool, of_bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """d^T h and d, summed over time steps and samples, as autograd writes those of a linear layer.
+def gradients_of(error: Tensor, read: Tensor, of_weight: bool, of_bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """d^T x and d, summed over time steps and samples, as autograd writes those of a linear layer.
 
     Args:
         error: (steps, batch, gates).
-        hiddens: (steps + 1, batch, units).
+        read: (steps, batch, units), what the weight was multiplied with.
     """
     rows = error.reshape(-1, error.shape[-1])
-    d_weight = rows.t() @ hiddens[:-1].reshape(-1, hiddens.shape[-1]) if of_weight else None
+    d_weight = rows.t() @ read.reshape(-1, read.shape[-1]) if of_weight else None
     return d_weight, rows.sum(0, keepdim=True).view(-1) if of_bias else None
+
+
+_NETWORKS: dict[Any, Callable[..., Any]] = {
+    _aten.rnn_tanh.input: partial(network_of, partial(_rnn_layer, "tanh")),
+    _aten.rnn_relu.input: partial(network_of, partial(_rnn_layer, "relu")),
+    _aten.lstm.input: partial(network_of, _lstm_layer),
+    _aten.gru.input: partial(network_of, _gru_layer),
+}

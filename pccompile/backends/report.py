@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,11 +60,13 @@ class BackendReport:
         backend: what `pccompile.compile` was asked for.
         rows: phase by phase; none where a back end runs vertex by vertex through the autograd engine.
         notes: what it says of the program as a whole.
+        inside: for vertices that run as part of another, which one.
     """
 
     backend: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    inside: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -74,7 +76,8 @@ class BackendReport:
 
     def of(self, vertex: str) -> list[Row]:
         """The rows of one vertex."""
-        return [row for row in self.rows if vertex in row.vertices]
+        runs = self.inside.get(vertex, vertex)
+        return [row for row in self.rows if runs in row.vertices]
 
     def __str__(self) -> str:
         if not self.rows:

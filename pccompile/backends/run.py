@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,6 +69,10 @@ class Run:
         """sign * P[Binomial(T, eta) >= level]."""
         return sign * binomial_tail(self.rule.steps, self.rule.step_size, level)
 
+    def gains(self, levels: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+        """The gains of levels in nested tuples, float32; zero for None, where nothing is learned."""
+        return _gains(self.rule, levels, device)
+
     def descend(self, parameter: str, gradient: Value | None) -> None:
         """Hand dF/dtheta of one parameter (None: zero) to the optimizer, whose step ends the inference step."""
         target = self.parameters[parameter]
@@ -104,6 +109,18 @@ class Run:
         """
         if not (_has_finite_lengths(program, state) or math.isfinite(energy(program, self, state))):
             raise first_non_finite(program, state)
+
+
+@lru_cache(maxsize=64)
+def _gains(rule: Rule, levels: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+    run = Run(rule)
+
+    def gain(level: Any) -> Any:
+        if isinstance(level, tuple):
+            return [gain(part) for part in level]
+        return 0.0 if level is None else run.gain(level) if level else 1.0
+
+    return torch.tensor(gain(levels), dtype=torch.float32, device=device)
 
 
 def value_optimizer(rule: Rule) -> ValueOptimizer:

@@ -20,8 +20,11 @@ from torch import fx
 from pccompile.backends.choice import Choose, by_measurement
 from pccompile.backends.executables import Compile, Executable, as_it_is
 from pccompile.backends.inductor import is_available, with_inductor
+from pccompile.backends.networks import Joined, join, without_gaps
+from pccompile.backends.opened import Apart, Opened, opened_networks
 from pccompile.backends.report import Row, bytes_in, bytes_of, covered, launches_of, operations_of
 from pccompile.derivatives import LocalFunction
+from pccompile.ir.grammar import Program
 from pccompile.lowering.expand import FlatPiece
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from pccompile.backends.patterns import Match, Pattern
     from pccompile.backends.patterns.pieces import Group, Pieces
 
-__all__ = ["is_installed", "with_groups", "with_kernels", "with_recurrences"]
+__all__ = ["is_installed", "joined_networks", "with_groups", "with_joined", "with_kernels", "with_recurrences"]
 
 
 def is_installed() -> bool:
@@ -87,6 +90,58 @@ def with_recurrences(
     from pccompile.backends.recurrences import substitution_for
 
     return substitution_for(function, kinds, known, _rest(kinds.values()))
+
+
+def with_joined(
+    joined: Joined, function: LocalFunction, kinds: Mapping[Leaf, Any], known: dict[Hashable, Fragment]
+) -> Substitution:
+    """What the vertex of a network that was joined is traced with: its kernels.
+
+    Args:
+        function: the vertex's.
+        kinds, known: as for `with_recurrences`.
+
+    Raises:
+        Apart: it has no kernels, or they take longer than the operators.
+    """
+    from pccompile.backends.learned_recurrences import substitution_for_joined
+
+    rest = _rest(kinds.values())
+    return substitution_for_joined(function, joined, kinds, known, rest)
+
+
+def joined_networks(
+    program: Program, functions: Mapping[str, LocalFunction], kinds: Sequence[Any], apart: dict[str, str]
+) -> list[Joined]:
+    """The networks that were opened and can be joined, one after the other; the last one's program has all of them.
+
+    Args:
+        kinds: stand-ins for what the program is given.
+        apart: why networks, by name, stay apart; reasons that are found are added.
+    """
+    found: list[Joined] = []
+    for network in opened_networks(functions):
+        opened = Opened(program, functions, network)
+        if opened.name not in apart and not _can_run(kinds):
+            apart[opened.name] = "no GPU"
+        elif opened.name not in apart:
+            from pccompile.backends.learned_recurrences import learned_network
+
+            try:
+                found.append(join(opened, learned_network))
+                program, functions = found[-1].program, found[-1].functions
+            except Apart as reason:
+                apart[opened.name] = str(reason)
+    return [*found[:-1], *(replace(last, program=without_gaps(last.program)) for last in found[-1:])]
+
+
+def _can_run(kinds: Iterable[Any]) -> bool:
+    """Whether kernels can run at all on tensors like these."""
+    if not is_installed():
+        return False
+    from pccompile.kernels.devices import interpreted
+
+    return interpreted() or any(isinstance(kind, torch.Tensor) and kind.is_cuda for kind in kinds)
 
 
 def rewrite_together(pieces: Pieces, choose: Choose) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import fx, nn
 from pccompile.capture.source import source_of_stack
 from pccompile.errors import CaptureError, Place
 
-__all__ = ["Opened", "decompose", "has_modules_to_open", "masked_softmax", "moves_only"]
+__all__ = ["Opened", "OpenedNetwork", "decompose", "has_modules_to_open", "masked_softmax", "moves_only"]
 
 _aten = torch.ops.aten
 _MOVES = frozenset(
@@ -42,6 +42,25 @@ class Opened:
     labels: dict[str, str] = field(default_factory=dict)
     elementary: set[str] = field(default_factory=set)
     guards: list[sympy.Basic] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A recurrent network as it was, and where its parts are now; in the meta of its results as "opened".
+
+    Attributes:
+        operator: what it was, `aten.lstm.input`.
+        arguments: of that, by name; nodes where they are tensors.
+        results: the names of the nodes that stand for its results.
+        inside: the names of all other nodes that were written for it.
+        cells: of each layer and direction, in the order in which the steps run, the names of its operators by label.
+    """
+
+    operator: Any
+    arguments: Mapping[str, Any]
+    results: tuple[str, ...]
+    inside: frozenset[str]
+    cells: tuple[tuple[Mapping[str, str], ...], ...]
 
 
 def decompose(graph: fx.Graph) -> Opened:
@@ -90,20 +109,22 @@ def masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Ten
 class _Writer:
     """Writes nodes in front of a fused one; they inherit its module and its source line.
 
-    `at` gives them a place in the names: a layer and a time step.
+    `at` gives them a place in the names: a layer and a time step. `computed` are the names by label, of one place.
     """
 
     fused: fx.Node
     opened: Opened
     prefix: str = ""
     suffix: str = ""
+    computed: dict[str, str] = field(default_factory=dict)
 
     def at(self, layer: str, step: int) -> _Writer:
-        return replace(self, prefix=f"{layer}." if layer else "", suffix=f"@{step}")
+        return replace(self, prefix=f"{layer}." if layer else "", suffix=f"@{step}", computed={})
 
     def compute(self, label: str, target: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.move(label, target, *args)
         self.opened.elementary.add(node.name)
+        self.computed[label] = node.name
         return node
 
     def move(self, label: str, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -233,12 +254,14 @@ def _network(cell: Cell) -> Opening:
     """A recurrent network: layers, directions and time steps of its cell; returns the outputs and the last states."""
 
     def write_network(write: _Writer, given: dict[str, Any]) -> Sequence[fx.Node]:
+        known = set(write.opened.labels)
         source, time = given["input"], 1 if given["batch_first"] else 0
         length = write.fixed_size(source, time)
         initial = given["hx"] if isinstance(given["hx"], list | tuple) else [given["hx"]]
         directions = ("", "_reverse") if given["bidirectional"] else ("",)
         sequence = [write.at("", t).move("x", _aten.select.int, source, time, t) for t in range(length)]
         last: list[State] = []
+        cells: list[list[dict[str, str]]] = []
         for layer in range(given["num_layers"]):
             outputs: list[list[fx.Node]] = []
             for direction in directions:
@@ -246,16 +269,25 @@ def _network(cell: Cell) -> Opening:
                 state = tuple(write.move("initial", _aten.select.int, part, 0, len(last)) for part in initial)
                 steps = range(length) if not direction else reversed(range(length))
                 hidden: dict[int, fx.Node] = {}
+                cells.append([])
                 for t in steps:
-                    state = cell(write.at(f"l{layer}{direction}", t), sequence[t], state, weights)
+                    at = write.at(f"l{layer}{direction}", t)
+                    state = cell(at, sequence[t], state, weights)
                     hidden[t] = state[0]
+                    cells[-1].append(at.computed)
                 outputs.append([hidden[t] for t in range(length)])
                 last.append(state)
             sequence = outputs[0] if len(outputs) == 1 else _joined(write, layer, outputs)
             if given["train"] and given["dropout"] and layer < given["num_layers"] - 1:
                 sequence = _dropped(write, layer, sequence, given)
         states = [write.move("last", _aten.stack.default, list(parts)) for parts in zip(*last, strict=True)]
-        return write.move("stack", _aten.stack.default, sequence, time), *states
+        results = [write.move("stack", _aten.stack.default, sequence, time), *states]
+        names = tuple(result.name for result in results)
+        inside = frozenset(write.opened.labels) - known - set(names)
+        network = OpenedNetwork(write.fused.target, given, names, inside, tuple(map(tuple, cells)))
+        for result in results:
+            result.meta["opened"] = network
+        return results
 
     return write_network
 

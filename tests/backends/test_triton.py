@@ -202,7 +202,7 @@ def timed(monkeypatch, tmp_path):
     monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("PCCOMPILE_KERNELS", raising=False)
     monkeypatch.setattr(choice, "objection", lambda match: "")
-    monkeypatch.setattr(choice, "_on_gpu", lambda match: True)
+    monkeypatch.setattr(choice, "is_on_gpu", lambda kinds: True)
     seconds, measured = {"kernel": 1e-6, "operators": 2e-6}, []
 
     def seconds_of(graph, rest):

@@ -8,6 +8,7 @@ import torch
 from recorded import WIDE, Case, Launch
 
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
+from pccompile.kernels.recurrences import Learned
 
 
 def _launch(case: Case, steps: int, batch: int, units: int) -> None:
@@ -15,7 +16,10 @@ def _launch(case: Case, steps: int, batch: int, units: int) -> None:
     gates, weight, bias = case.empty(steps, batch, 4 * units), case.empty(3 * units, units), case.empty(3 * units)
     precision, first = case.input_precision, case.empty(batch, units, dtype=torch.float32)
     launch_gru_recurrence(drive, weight, bias, states[0], states, gates, precision)
-    launch_gru_recurrence_error(states[1:], states[0], weight, states, gates, drive, drive, first, precision)
+    errors = states[1:], states[0], weight, states, gates, drive
+    launch_gru_recurrence_error(*errors, drive, first, precision)
+    learned = Learned(drive, drive, case.empty(2, steps, 3, dtype=torch.float32))
+    launch_gru_recurrence_error(*errors, drive[:1], first, precision, learned=learned)
 
 
 LAUNCHES = {

@@ -8,6 +8,7 @@ import torch
 from recorded import WIDE, Case, Launch
 
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
+from pccompile.kernels.recurrences import Learned
 
 
 def _launch(case: Case, steps: int, batch: int, units: int) -> None:
@@ -16,7 +17,10 @@ def _launch(case: Case, steps: int, batch: int, units: int) -> None:
     launch_lstm_recurrence(gates, weight, states[0], states[0], states, states, gates, precision)
     first = case.empty(batch, units, dtype=torch.float32)
     last = states[0]
-    launch_lstm_recurrence_error(states[1:], last, last, weight, states, gates, gates, first, first, precision)
+    errors = states[1:], last, last, weight, states, gates, gates, first, first, precision
+    launch_lstm_recurrence_error(*errors)
+    learned = Learned(gates, gates, case.empty(2, steps, 4, dtype=torch.float32))
+    launch_lstm_recurrence_error(*errors, learned=learned)
 
 
 LAUNCHES = {

@@ -1,7 +1,5 @@
 """With the kernels of recurrent layers, networks train as on the eager back end, all time steps in one launch."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,7 +54,7 @@ def reasons(pc, kernel):
     return {(row.phase, row.reason) for row in pc.backend_report().of("net") if row.kernel == kernel}
 
 
-LAUNCHES = {nn.LSTM: "lstm", nn.GRU: "gru"}
+LAUNCHES = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -99,6 +97,11 @@ def test_every_parameter_and_first_state_learns_as_on_the_eager_back_end(kind, o
     for rule in RULES:
         launches = agree(pc, rule, *sequences(device))
         assert launches[f"{LAUNCHES[kind]}_recurrence"] == launches[f"{LAUNCHES[kind]}_recurrence_error"] == layers
+
+
+def test_networks_of_rectified_units(device):
+    launches = agree(compiled(Reader(nn.RNN, nonlinearity="relu"), device), pccompile.ZIL(), *sequences(device))
+    assert launches["rnn_recurrence"] == launches["rnn_recurrence_error"] == 1
 
 
 def test_biases_that_share_an_error_have_gradients_of_their_own(device):
@@ -162,37 +165,18 @@ def test_the_kernels_are_taken_where_prediction_and_error_take_no_longer_than_th
     assert timed == [True, False]  # once, with prediction and error together; what was found is remembered
 
 
-@pytest.fixture
-def timing(monkeypatch, tmp_path):
-    """Times are taken as on a GPU, of one call each; all come out the same."""
-
-    class Recorder:
-        def __init__(self, device):
-            self.device = device
-
-        def record(self, function, inputs):
-            return lambda: function(list(inputs)), ()
-
-    monkeypatch.setenv("PCCOMPILE_KERNELS", "measured")
-    monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(recurrences, "is_on_gpu", lambda kinds: True)
-    monkeypatch.setattr(choice, "_seconds", lambda replay: replay() or 1e-6)
-    monkeypatch.setattr(choice, "CudaRecorder", Recorder)
-    for often in ("_CALLS", "_WARM_UPS", "_REPETITIONS"):
-        monkeypatch.setattr(choice, often, 1)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-
-
 TIMED = {(phase, "kernel 1 us, operators 1 us") for phase in ("prediction", "error sweep")}
 
 
-def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device, timing):
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_both_ways_are_timed_on_tensors_of_the_vertexs_kinds(device):
     pc = compiled(Reader(nn.LSTM), device)
     agree(pc, pccompile.ZIL(), *sequences(device))
     assert reasons(pc, "lstm") == TIMED
 
 
-def test_where_the_operators_cannot_be_traced_the_eager_back_end_is_timed(device, timing, monkeypatch):
+@pytest.mark.usefixtures("every_time_a_microsecond")
+def test_where_the_operators_cannot_be_traced_the_eager_back_end_is_timed(device, monkeypatch):
     traced, called = recurrences.fragment_of, []
 
     def fragment_of(function, kinds, errors, known, instead=None):

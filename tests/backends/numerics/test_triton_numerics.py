@@ -1,7 +1,6 @@
 """On the Triton back end models train as on the eager one, to the precision of float32."""
 
 import re
-from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pccompile
-from pccompile.backends import choice, inductor, triton
+from pccompile.backends import inductor, triton
 from pccompile.kernels import counting_launches
 
 RULES = [
@@ -292,27 +291,6 @@ def test_what_the_loop_of_strict_inference_does_not_change_is_predicted_before_i
     # The first layer's prediction stays what it was; the last one has no value of its own.
     assert sorted(in_loop) == [("2",), ("4",), ("4",)]
     assert "torch.t(" not in pc.code[pc.code.index("def error_sweep_2") : pc.code.index("def error_sweep_3")]
-
-
-@pytest.fixture
-def every_time_a_microsecond(monkeypatch, tmp_path):
-    """Kernels are chosen by measurement, where nothing is recorded and all take the same time."""
-
-    class Recorder:
-        def __init__(self, device):
-            self.device = device
-
-        def record(self, function, inputs):
-            return lambda: function(list(inputs)), ()
-
-    monkeypatch.setenv("PCCOMPILE_KERNELS", "measured")
-    monkeypatch.setenv("PCCOMPILE_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(choice, "_on_gpu", lambda match: True)
-    monkeypatch.setattr(choice, "_seconds", lambda replay: replay() or 1e-6)
-    monkeypatch.setattr(choice, "CudaRecorder", Recorder)
-    for often in ("_CALLS", "_WARM_UPS", "_REPETITIONS"):
-        monkeypatch.setattr(choice, often, 1)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
 
 
 @pytest.mark.usefixtures("every_time_a_microsecond")

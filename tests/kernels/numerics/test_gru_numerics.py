@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided
+from layers import normals, strided
 from torch import nn
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -15,14 +15,12 @@ from pccompile.kernels.recurrences import Configuration
 
 recurrence = torch.ops.pccompile.gru_recurrence
 recurrence_error = torch.ops.pccompile.gru_recurrence_error
+learned_error = torch.ops.pccompile.gru_recurrence_learned_error
 
 
 def random_recurrence(device, steps=3, batch=7, units=10, dtype=torch.float32, bias=True):
     """Drive, weight, bias and first hidden state."""
-
-    def normal(*size):
-        return torch.randn(size).to(dtype).to(device)
-
+    normal = normals(None, dtype, device)
     weight = normal(3 * units, units) / max(units, 1) ** 0.5
     return normal(steps, batch, 3 * units), weight, normal(3 * units) if bias else None, normal(batch, units)
 
@@ -138,6 +136,20 @@ def test_the_operators_keep_their_contract(device):
     hiddens, gates = recurrence(*arguments, "ieee")
     errors = torch.randn_like(hiddens[1:]), torch.randn_like(hiddens[0])
     torch.library.opcheck(recurrence_error.default, (*errors, arguments[1], hiddens, gates, "ieee"))
+    gains = torch.randn(2, 2, 3, device=device)
+    torch.library.opcheck(learned_error.default, (*errors, arguments[1], hiddens, gates, gains, "ieee"))
+
+
+def test_what_gradients_read_has_a_gain_for_each_step_and_gate(device):
+    drive, weight, bias, hidden = random_recurrence(device, batch=17, units=20)
+    hiddens, gates = recurrence(drive, weight, bias, hidden, "ieee")
+    sweep = (torch.randn_like(hiddens[1:]), torch.randn_like(hidden), weight, hiddens, gates)
+    gains = torch.randn(2, 3, 3, device=device)
+    drive_error, state_error, first = recurrence_error(*sweep, "ieee")
+    plain, *learned, first_hidden = learned_error(*sweep, gains, "ieee")
+    assert torch.equal(drive_error, plain) and torch.equal(first, first_hidden)
+    for gain, error, scaled in zip(gains, (drive_error, state_error), learned, strict=True):
+        assert_close("scaled", (error.unflatten(-1, (3, 20)) * gain[:, None, :, None]).flatten(-2), scaled)
 
 
 def test_a_second_derivative_is_refused(device):

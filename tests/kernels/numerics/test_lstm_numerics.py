@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided
+from layers import normals, strided
 from torch import nn
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -15,14 +15,12 @@ from pccompile.kernels.recurrences import Configuration
 
 recurrence = torch.ops.pccompile.lstm_recurrence
 recurrence_error = torch.ops.pccompile.lstm_recurrence_error
+learned_error = torch.ops.pccompile.lstm_recurrence_learned_error
 
 
 def random_recurrence(device, steps=3, batch=7, units=10, dtype=torch.float32):
     """Drive, weight, and first hidden state and cell."""
-
-    def normal(*size):
-        return torch.randn(size).to(dtype).to(device)
-
+    normal = normals(None, dtype, device)
     weight = normal(4 * units, units) / max(units, 1) ** 0.5
     return normal(steps, batch, 4 * units), weight, normal(batch, units), normal(batch, units)
 
@@ -132,6 +130,20 @@ def test_the_operators_keep_their_contract(device):
     _, cells, gates = recurrence(*arguments, "ieee")
     arguments = (torch.randn_like(cells[1:]), None, torch.randn_like(cells[0]), arguments[1], cells, gates, "ieee")
     torch.library.opcheck(recurrence_error.default, arguments)
+    gains = torch.randn(2, 2, 4, device=device)
+    torch.library.opcheck(learned_error.default, (*arguments[:-1], gains, "ieee"))
+
+
+def test_what_gradients_read_has_a_gain_for_each_step_and_gate(device):
+    drive, weight, hidden, cell = random_recurrence(device, batch=17, units=20)
+    _, cells, gates = recurrence(drive, weight, hidden, cell, "ieee")
+    sweep = (torch.randn_like(cells[1:]), None, torch.randn_like(cell), weight, cells, gates)
+    gains = torch.randn(2, 3, 4, device=device)
+    plain, *learned, first_hidden, first_cell = learned_error(*sweep, gains, "ieee")
+    for expected, actual in zip(recurrence_error(*sweep, "ieee"), (plain, first_hidden, first_cell), strict=True):
+        assert torch.equal(expected, actual)
+    for gain, scaled in zip(gains, learned, strict=True):
+        assert_close("scaled", (plain.unflatten(-1, (4, 20)) * gain[:, None, :, None]).flatten(-2), scaled)
 
 
 def test_a_second_derivative_is_refused(device):
