@@ -10,6 +10,7 @@ import triton.language as tl
 from pccompile.kernels.strict_sweep.half_steps import (
     finish_first_layer,
     infer_layers,
+    output_place,
     predict_layers,
     start_layer,
 )
@@ -74,6 +75,7 @@ def strict_sweep_kernel(
     state = (values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch)
     targets = (target_ptr, target_batch_stride, target_out_stride)
     factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
+    output = output_place(chain, state, PLAN)
     waits = 0
 
     start_layer(chain, state, share, 0, negative_slope, True, PLAN)
@@ -84,7 +86,7 @@ def strict_sweep_kernel(
         if step > 0:
             predict_layers(chain, state, share, step, negative_slope, False, PLAN)
         waits = _wait(counter_ptr, waits, COOPERATIVE)
-        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+        loss_errors(output, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
         if step < steps:
             waits = _wait(counter_ptr, waits, COOPERATIVE)
             first_error_follows = (step < steps - 1) | (not PLAN.held)
@@ -139,7 +141,8 @@ def half_step_kernel(
     elif PHASE == "loss":
         targets = (target_ptr, target_batch_stride, target_out_stride)
         factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
-        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+        output = output_place(chain, state, PLAN)
+        loss_errors(output, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
     elif PHASE == "infer":
         first_error_follows = (step < steps - 1) | (not PLAN.held)
         infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)
