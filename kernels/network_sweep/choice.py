@@ -26,8 +26,8 @@ def too_large(layers: Sequence[NetworkLayer], layout: Layout) -> str:
         return f"there are {len(layers)} layers, more than {MOST_LAYERS}"
     sample = 4 * (2 * layout.columns + layout.drive_columns)
     if sample > SAMPLE_BYTES:
-        return f"a sample's values, errors and drives are {sample >> 10} KiB, more than {SAMPLE_BYTES >> 10}"
+        return f"a sample's values, errors and drives are {-(-sample // 1024)} KiB, more than {SAMPLE_BYTES >> 10}"
     weights = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     if weights > WEIGHT_BYTES:
-        return f"the weights are {weights >> 20} MiB, more than {WEIGHT_BYTES >> 20}"
+        return f"the weights are {-(-weights // 2**20)} MiB, more than {WEIGHT_BYTES >> 20}"
     return ""

@@ -75,7 +75,6 @@ def strict_sweep_kernel(
     state = (values_ptr, errors_ptr, drives_ptr, moments_ptr, row_stride, batch)
     targets = (target_ptr, target_batch_stride, target_out_stride)
     factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
-    output = output_place(chain, state, PLAN)
     waits = 0
 
     start_layer(chain, state, share, 0, negative_slope, True, PLAN)
@@ -86,6 +85,8 @@ def strict_sweep_kernel(
         if step > 0:
             predict_layers(chain, state, share, step, negative_slope, False, PLAN)
         waits = _wait(counter_ptr, waits, COOPERATIVE)
+        # Read again in every step: it would take registers that there are not.
+        output = output_place(chain, state, PLAN)
         loss_errors(output, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
         if step < steps:
             waits = _wait(counter_ptr, waits, COOPERATIVE)

@@ -227,7 +227,7 @@ def test_runs_that_no_kernel_takes_are_told_apart(reason, rule, changes):
     [
         ("there are 9 layers, more than 8", images(*(nn.Conv2d(1, 1, 1) for _ in range(8)), features=9)),
         (
-            "a sample's values, errors and drives are 281 KiB, more than 256",
+            "a sample's values, errors and drives are 282 KiB, more than 256",
             images(nn.Conv2d(1, 2666, 1), features=23994),
         ),
     ],

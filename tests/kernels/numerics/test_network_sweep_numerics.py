@@ -18,7 +18,7 @@ from pccompile.kernels import (
     network_sweep,
     strict_sweep,
 )
-from pccompile.kernels.network_sweep.configurations import Configuration, samples_for
+from pccompile.kernels.network_sweep.configurations import Configuration
 from pccompile.kernels.network_sweep.launch import launch_network_gradients, launch_network_sweep
 from pccompile.kernels.network_sweep.layout import layout_of
 from pccompile.kernels.network_sweep.reference import network_sweep_reference
@@ -201,10 +201,6 @@ def test_a_chain_of_linear_layers_equals_strict_sweeps(device):
     for name in LISTS:
         for ours, theirs in zip(getattr(found, name), getattr(expected, name), strict=True):
             assert_close(name, theirs, ours, 1e-5)
-
-
-def test_a_program_owns_a_power_of_two_of_samples_and_none_is_without_one():
-    assert [samples_for("sm_90", batch) for batch in (1, 64, 131, 263, 264, 600, 8192)] == [1, 1, 1, 1, 2, 4, 16]
 
 
 def test_refusals_name_the_argument(device):
