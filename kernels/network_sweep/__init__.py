@@ -33,7 +33,7 @@ multiprocessors (the rest idle), groups, poolings that overlap or are padded, Ad
     reference.py       the same in plain torch, through the autograd engine
     layout.py          what a layer is, and where it lies
     plan.py            what is compiled in
-    half_steps.py      predict and infer, as device functions
+    half_steps.py      predict and infer, as device functions; loss.py the loss and the energies
     kernel.py          network_sweep_kernel
     gradients.py       the kernel of the gradients: conv_error's tiles, of all layers
     launch.py          the launches; choice.py which networks are small enough

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from pccompile.kernels.network_sweep.half_steps import clear_rows, infer_layer, infer_output, predict_layer
-from pccompile.kernels.strict_sweep.loss import loss_errors, loss_factor_of_batch
+from pccompile.kernels.network_sweep.loss import output_of_samples
+from pccompile.kernels.strict_sweep.loss import loss_factor_of_batch
 
 __all__ = ["network_sweep_kernel"]
 
@@ -43,8 +44,6 @@ def network_sweep_kernel(
     state = (values_ptr, errors_ptr, drives_ptr, moments_ptr, PLAN.columns, batch)
     targets = (target_ptr, target_batch_stride, target_out_stride)
     factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
-    LAST: tl.constexpr = PLAN.layers[PLAN.depth - 1]
-    output = (LAST.own, PLAN.classes, LAST.own_drives, PLAN.drive_columns)
     DEPTH: tl.constexpr = PLAN.depth
     MOVING: tl.constexpr = PLAN.depth if PLAN.free_output else PLAN.depth - 1
 
@@ -74,9 +73,7 @@ def network_sweep_kernel(
                 tl.debug_barrier()
         tl.debug_barrier()
         if (step < steps) | (not PLAN.held):
-            loss_errors(
-                output, state, (tl.program_id(0), 1, 0, 1), targets, step, factor, ignore_index, energies_ptr, PLAN
-            )
+            output_of_samples(state, targets, step, factor, ignore_index, energies_ptr, PLAN)
         if step < steps:
             tl.debug_barrier()
             first_error_follows = (step < steps - 1) | (not PLAN.held)

@@ -24,15 +24,7 @@ from pccompile.kernels.products import product_tile
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = [
-    "finish_first_layer",
-    "first_tile",
-    "infer_layers",
-    "layer_field",
-    "output_place",
-    "predict_layers",
-    "start_layer",
-]
+__all__ = ["finish_first_layer", "first_tile", "infer_layers", "layer_field", "predict_layers", "start_layer"]
 
 _FIELDS = tl.constexpr(len(Field))
 _WEIGHT = tl.constexpr(int(Field.WEIGHT))
@@ -186,14 +178,6 @@ def _predict_layer(chain, state, share, layer, source, earlier, negative_slope, 
                 error = tl.load(errors_ptr + place, mask=mask, other=0.0)
                 tl.store(drives_ptr + place, error * slope, mask=mask)
     return tiles
-
-
-@triton.jit
-def output_place(chain, state, PLAN: tl.constexpr):
-    """Where the last layer lies, as loss_errors takes it: its drives have the columns of its values."""
-    _, _, _, table_ptr, layers = chain
-    own = _start_column(table_ptr, layers - 1, _OWN, PLAN)
-    return own, layer_field(table_ptr, layers - 1, _OUT, False), own, state[4]
 
 
 @triton.jit

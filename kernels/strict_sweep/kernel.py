@@ -10,7 +10,6 @@ import triton.language as tl
 from pccompile.kernels.strict_sweep.half_steps import (
     finish_first_layer,
     infer_layers,
-    output_place,
     predict_layers,
     start_layer,
 )
@@ -85,9 +84,7 @@ def strict_sweep_kernel(
         if step > 0:
             predict_layers(chain, state, share, step, negative_slope, False, PLAN)
         waits = _wait(counter_ptr, waits, COOPERATIVE)
-        # Read again in every step: it would take registers that there are not.
-        output = output_place(chain, state, PLAN)
-        loss_errors(output, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
         if step < steps:
             waits = _wait(counter_ptr, waits, COOPERATIVE)
             first_error_follows = (step < steps - 1) | (not PLAN.held)
@@ -142,8 +139,7 @@ def half_step_kernel(
     elif PHASE == "loss":
         targets = (target_ptr, target_batch_stride, target_out_stride)
         factor = loss_factor_of_batch(targets, batch, loss_factor, ignore_index, PLAN)
-        output = output_place(chain, state, PLAN)
-        loss_errors(output, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
+        loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
     elif PHASE == "infer":
         first_error_follows = (step < steps - 1) | (not PLAN.held)
         infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)
