@@ -7,6 +7,7 @@
     conv_predict     mu = pool(act(conv2d(x, W) + b))                      one launch
     conv_error       the parent's error, dW and db from a layer's error    one launch
     conv_step        e = v - mu, what it carries back, and the move of x   one launch
+    network_sweep    T steps of strict inference of a small network        one launch, and one for all gradients
     cross_entropy    the loss vertex: its prediction, and its error        one launch each
     row_norm         layer and RMS normalisation: prediction, and error    one launch each
     batch_norm       batch normalisation: prediction, and error            one launch each
@@ -47,6 +48,7 @@ from pccompile.kernels.linear_error import ErrorSweep, linear_error, linear_erro
 from pccompile.kernels.linear_predict import Prediction, linear_predict
 from pccompile.kernels.linear_step import LayerStep, linear_step, linear_step_into
 from pccompile.kernels.lstm import LSTMErrorSweep, LSTMPrediction, lstm_error, lstm_predict
+from pccompile.kernels.network_sweep import NetworkLayer, NetworkSweep, network_gradients, network_sweep
 from pccompile.kernels.pointwise import Pointwise, pointwise
 from pccompile.kernels.rnn import RNNErrorSweep, RNNPrediction, rnn_error, rnn_predict
 from pccompile.kernels.row_norm import (
@@ -72,6 +74,8 @@ __all__ = [
     "LSTMPrediction",
     "LayerStep",
     "LossPrediction",
+    "NetworkLayer",
+    "NetworkSweep",
     "NormErrorSweep",
     "NormPrediction",
     "Pointwise",
@@ -103,6 +107,8 @@ __all__ = [
     "linear_step_into",
     "lstm_error",
     "lstm_predict",
+    "network_gradients",
+    "network_sweep",
     "pointwise",
     "rms_norm_predict",
     "rnn_error",

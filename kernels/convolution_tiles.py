@@ -27,6 +27,7 @@ __all__ = [
     "pool_windows",
     "preactivation_sum",
     "store_residual",
+    "unpool_windows",
     "window_rows",
 ]
 
@@ -203,6 +204,7 @@ def preactivation_sum(
                 mask=exist[:, None] & summed,
                 other=0.0,
             )
+            values = values.to(weight.dtype)
             if UPCAST:
                 values = values.to(tl.float32)
                 weight = weight.to(tl.float32)
@@ -256,6 +258,28 @@ def pool_windows(
         y = tl.reshape(tl.where(rows[5][:, None], y, 0.0), (windows, PADDED_WINDOW, BLOCK_OUT))
         y = sum_of(y, 1) * (1.0 / (POOLING[1] * POOLING[2]))
     return y, argmax, z
+
+
+@triton.jit
+def unpool_windows(
+    error,  # (BLOCK_ROWS / PADDED_WINDOW, BLOCK_OUT)
+    argmax,  # from pool_windows
+    POOLING: tl.constexpr,
+    PADDED_WINDOW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    """(BLOCK_ROWS, BLOCK_OUT) the windows' errors at their positions: at the maximum of each, or spread over it."""
+    if POOLING[0] != "none":
+        shape: tl.constexpr = (BLOCK_ROWS // PADDED_WINDOW, PADDED_WINDOW, BLOCK_OUT)
+        spread = error[:, None, :] + tl.full(shape, 0.0, tl.float32)
+        if POOLING[0] == "max":
+            positions = tl.arange(0, PADDED_WINDOW)[None, :, None]
+            spread = tl.where(positions == argmax[:, None, :], spread, 0.0)
+        else:
+            spread = spread * (1.0 / (POOLING[1] * POOLING[2]))
+        error = tl.reshape(spread, (BLOCK_ROWS, BLOCK_OUT))
+    return error
 
 
 @triton.jit

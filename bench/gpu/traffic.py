@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from bench.steps.report import table_line
+from pccompile.demo.models import cnn
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_predict import configurations as predict_configurations
 from pccompile.kernels.linear_step import configurations as step_configurations
+from pccompile.kernels.network_sweep import configurations as network_configurations
+from pccompile.kernels.network_sweep.layout import NetworkLayer, layout_of
 from pccompile.kernels.row_norm import configurations as norm_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 
@@ -105,6 +109,33 @@ def strict_sweep(batch: int, widths: tuple[int, ...], steps: int) -> Traffic:
     loaded = steps * (programs * 2 * S * sum(weights[1:]) + 40 * batch * units)
     shape = f"{'-'.join(map(str, widths))}, batch {batch}, T = {steps}"
     return Traffic("strict_sweep", shape, once, once, None, loaded)
+
+
+def network_sweep(batch: int, steps: int) -> Traffic:
+    """The CNN of `pccompile demo` on MNIST: a value is read for each tap that meets it, and so is a drive."""
+    layers = _mnist_cnn()
+    layout = layout_of((1, 28, 28), layers)
+    weights, biases = ([layer.weight.shape for layer in layers], sum(layer.weight.shape[0] for layer in layers))
+    tile = network_configurations.CONFIGURATIONS["sm_90"]["half"].block_columns
+    programs = -(-batch // network_configurations.samples_for("sm_90", batch))
+    buffers = 4 * batch * (2 * layout.columns + layout.drive_columns)
+    once = S * (batch * 28 * 28 + sum(shape.numel() for shape in weights) + biases) + buffers
+    gathered, read = 0, 0
+    for shape, place in list(zip(weights, layout.places, strict=True))[1:]:  # the first is predicted at the ends alone
+        _, channels, *_ = place.sizes
+        met = prod(place.convolved[1:]) * shape.numel() // (shape[0] * channels)  # positions times taps
+        gathered += 4 * batch * met * (channels * -(-shape[0] // tile) + shape[0] * -(-channels // tile))
+        read += programs * 2 * S * shape.numel()
+    shape_in_words = f"MNIST CNN (2 conv, 3 linear), batch {batch}, T = {steps}"
+    return Traffic("network_sweep", shape_in_words, once, once, None, steps * (gathered + read))
+
+
+def _mnist_cnn() -> list[NetworkLayer]:
+    """Layers without numbers."""
+    modules = [module for module in cnn((1, 28, 28), 10) if any(True for _ in module.parameters())]
+    pooled = {"pool": "max", "window": (2, 2, 2, 2)}
+    weights = [module.weight.detach().to("meta") for module in modules]
+    return [NetworkLayer(weight, **(pooled if index == 0 else {})) for index, weight in enumerate(weights)]
 
 
 def conv_predict(batch: int, channels: int, size: int, out: int) -> Traffic:
@@ -260,6 +291,7 @@ EXAMPLES = (
     linear_step(512, 4096, 4096),
     linear_step(512, 4096, 16384),
     strict_sweep(64, (784, 256, 256, 10), 20),
+    network_sweep(64, 20),
     conv_predict(64, 64, 32, 128),
     conv_error(64, 64, 32, 128),
     conv_step(64, 64, 32, 128),

@@ -116,7 +116,10 @@ def gradient_tile(
                 mask = inside[:, None] & weights_exist[None, :]
             mask = mask & (top >= 0) & (top < sizes[2]) & (left >= 0) & (left < sizes[3])
             values = tl.load(x_ptr + positions + x_channel * x_strides[1], mask=mask, other=0.0)
-            operand = d.to(values.dtype)
+            # Where values are kept in float32 beside narrower weights, products are in the weights' dtype.
+            OPERAND: tl.constexpr = weight_gradient_ptr.dtype.element_ty
+            operand = d.to(OPERAND)
+            values = values.to(OPERAND)
             if DIRECT:
                 accumulator += operand.to(tl.float32) * values.to(tl.float32)
             else:

@@ -15,7 +15,7 @@ from pccompile.kernels.strict_sweep.launch import FORMS, Settings
 from pccompile.kernels.strict_sweep.layout import Layout
 from pccompile.kernels.strict_sweep.plan import LOSSES
 
-__all__ = ["check_chain", "check_gradients", "check_sweep"]
+__all__ = ["check_buffers", "check_chain", "check_gradients", "check_sweep"]
 
 
 def check_chain(
@@ -48,9 +48,9 @@ def check_chain(
 
 
 def check_sweep(
-    operation: str, x: Tensor, target: Tensor, weights: Sequence[Tensor], settings: Settings, form: str
+    operation: str, x: Tensor, target: Tensor, outputs: int, settings: Settings, form: str = "batch_tiles"
 ) -> None:
-    """Check the target, and what inference is told.
+    """Check the target of an output of that width, and what inference is told.
 
     Raises:
         UsageError: no such loss, form, learn_errors or input_precision; fewer than one step; averaged where no sample
@@ -83,7 +83,7 @@ def check_sweep(
             )
     else:
         check_alike(operation, x=x, target=target)
-        check_shape(operation, "target", target, (x.shape[0], weights[-1].shape[0]), "(batch, out)")
+        check_shape(operation, "target", target, (x.shape[0], outputs), "(batch, out)")
 
 
 def check_gradients(
@@ -105,12 +105,21 @@ def check_gradients(
     check_input_precision(input_precision)
     shapes = [weight.shape for weight in weights]
     columns, with_free_output = Layout.of(shapes).columns, Layout.of(shapes, True).columns
-    for name, buffer in (("values", values), ("drives", drives)):
-        expected = with_free_output if values.shape[-1] == with_free_output else columns
-        check_shape(operation, name, buffer, (x.shape[0], expected), "(batch, columns)")
+    expected = with_free_output if values.shape[-1] == with_free_output else columns
+    check_buffers(operation, x, {"values": (values, expected), "drives": (drives, expected)}, upstream)
+
+
+def check_buffers(operation: str, x: Tensor, buffers: dict[str, tuple[Tensor, int]], upstream: Tensor | None) -> None:
+    """Check what gradients are computed from: each buffer with its number of columns, and the factor on the device.
+
+    Raises:
+        ShapeError: one is not what a sweep returned.
+    """
+    for name, (buffer, columns) in buffers.items():
+        check_shape(operation, name, buffer, (x.shape[0], columns), "(batch, columns)")
         if buffer.dtype != torch.float32 or buffer.device != x.device or not buffer.is_contiguous():
             raise ShapeError(
-                f"{operation}: {name} is {buffer.dtype} on {buffer.device}", cure="pass on what strict_sweep returned"
+                f"{operation}: {name} is {buffer.dtype} on {buffer.device}", cure="pass on what the sweep returned"
             )
     if upstream is not None and (
         upstream.shape != () or upstream.dtype != torch.float32 or upstream.device != x.device

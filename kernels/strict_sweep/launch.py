@@ -69,7 +69,7 @@ class Buffers(NamedTuple):
     Attributes:
         values: (batch, columns) float32, v after the last move; of an output without a free value, its prediction.
         errors: (batch, columns) float32, e that Learn reads.
-        drives: (batch, columns) float32, e act'(z).
+        drives: (batch, columns) float32, e act'(z); a network's have columns of their own.
         moments: (batch, columns) float32, or no elements where descent is plain.
         energies: (steps + 1, batch) float32, one row less for learn_errors="previous", or no elements.
     """
@@ -81,16 +81,17 @@ class Buffers(NamedTuple):
     energies: Tensor
 
 
-def empty_buffers(x: Tensor, columns: int, settings: Settings) -> Buffers:
+def empty_buffers(x: Tensor, columns: int, settings: Settings, drive_columns: int | None = None) -> Buffers:
     """Buffers for a sweep, not initialised.
 
     Args:
         x: (batch, in), for its batch and device.
         columns: of the layout.
         settings: what the sweep is told.
+        drive_columns: of the drives, where they have others.
     """
-    batch = x.shape[0]
-    values, errors, drives = (x.new_empty((batch, columns), dtype=torch.float32) for _ in range(3))
+    batch, widths = x.shape[0], (columns, columns, columns if drive_columns is None else drive_columns)
+    values, errors, drives = (x.new_empty((batch, width), dtype=torch.float32) for width in widths)
     moments = x.new_empty((batch, columns) if settings.momentum != 0 else (0, 0), dtype=torch.float32)
     rows = settings.steps if settings.learn_errors == "previous" else settings.steps + 1
     energies = x.new_empty((rows, batch) if settings.record else (0, 0), dtype=torch.float32)

@@ -12,7 +12,7 @@ from pccompile.kernels.strict_sweep.half_steps import layer_field
 from pccompile.kernels.strict_sweep.layout import Field
 from pccompile.kernels.tiles import tile_indices
 
-__all__ = ["loss_errors", "loss_factor_of_batch"]
+__all__ = ["loss_errors", "loss_factor_of_batch", "output_errors"]
 
 _OUT = tl.constexpr(int(Field.OUT))
 _OWN = tl.constexpr(int(Field.OWN))
@@ -86,46 +86,59 @@ def _cross_entropy(scores_ptr, targets, rows, row_stride, batch, classes, ignore
 
 
 @triton.jit
-def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN: tl.constexpr):
-    """e = -dF/dmu of the output in this worker's tiles of rows, and the energy of each sample where it is recorded.
+def output_errors(output, state, targets, rows, loss_factor, ignore_index, PLAN: tl.constexpr):
+    """(BLOCK_BATCH,) loss of these rows' samples, without its factor; writes e = -dF/dmu of the output, and its drives.
 
-    targets is (pointer, row stride, column stride); class indices have no columns. loss_factor is that of the batch.
+    output is (its width, first column of its values, of the errors that are written, of its drives, the drives'
+    row stride). targets is (pointer, row stride, column stride); class indices have no columns. loss_factor is
+    that of the batch. PLAN has loss, free_output, wide, block_batch and block_out. Shared with network_sweep.
     """
-    _, _, _, table_ptr, layers = chain
+    classes, own, written, own_drives, drive_row_stride = output
     values_ptr, errors_ptr, drives_ptr, _, row_stride, batch = state
-    first_row_tile, row_tiles, worker, workers = share
     target_ptr, target_row_stride, target_column_stride = targets
+    if PLAN.loss == "cross_entropy":
+        target, logarithm, weight, loss = _cross_entropy(
+            values_ptr + own, targets, rows, row_stride, batch, classes, ignore_index, PLAN
+        )
+    squares = tl.full((PLAN.block_batch, PLAN.block_out), 0.0, tl.float32)
+    for tile in range(0, (classes + PLAN.block_out - 1) // PLAN.block_out):
+        columns = tile_indices(tile, PLAN.block_out, PLAN.wide)
+        mask = (rows < batch)[:, None] & (columns < classes)[None, :]
+        place = (rows * row_stride)[:, None] + columns[None, :]
+        prediction = tl.load(values_ptr + own + place, mask=mask, other=0.0)
+        if PLAN.loss == "cross_entropy":
+            chosen = tl.where(columns[None, :] == target[:, None], 1.0, 0.0)
+            error = loss_factor * weight[:, None] * (chosen - tl.exp(prediction - logarithm[:, None]))
+        else:
+            place_of_target = (rows * target_row_stride)[:, None] + (columns * target_column_stride)[None, :]
+            difference = tl.load(target_ptr + place_of_target, mask=mask, other=0.0).to(tl.float32) - prediction
+            squares += tl.where(mask, difference * difference, 0.0)
+            error = 2.0 * loss_factor * difference
+        tl.store(errors_ptr + written + place, error, mask=mask)
+        if not PLAN.free_output:
+            drive_place = (rows * drive_row_stride)[:, None] + columns[None, :]
+            slope = tl.load(drives_ptr + own_drives + drive_place, mask=mask, other=0.0)
+            tl.store(drives_ptr + own_drives + drive_place, error * slope, mask=mask)
+    if PLAN.loss == "squared_error":
+        loss = sum_of(squares, 1)
+    return loss
+
+
+@triton.jit
+def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, energies_ptr, PLAN: tl.constexpr):
+    """e = -dF/dmu of the output in this worker's tiles of rows, and the energy of each sample where it is recorded."""
+    _, _, _, table_ptr, layers = chain
+    _, _, _, _, row_stride, batch = state
+    first_row_tile, row_tiles, worker, workers = share
     classes = layer_field(table_ptr, layers - 1, _OUT, False)
     own = tl.multiple_of(layer_field(table_ptr, layers - 1, _OWN, PLAN.wide), 16)
     written = own  # a free output's error is its own; what comes from the loss lies beside it
     if PLAN.free_output:
         written = own + (classes + 15) // 16 * 16
+    output = (classes, own, written, own, row_stride)
     for row_tile in range(worker, row_tiles, workers):
         rows = tile_indices(first_row_tile + row_tile, PLAN.block_batch, PLAN.wide)
-        if PLAN.loss == "cross_entropy":
-            target, logarithm, weight, loss = _cross_entropy(
-                values_ptr + own, targets, rows, row_stride, batch, classes, ignore_index, PLAN
-            )
-        squares = tl.full((PLAN.block_batch, PLAN.block_out), 0.0, tl.float32)
-        for tile in range(0, (classes + PLAN.block_out - 1) // PLAN.block_out):
-            columns = tile_indices(tile, PLAN.block_out, PLAN.wide)
-            mask = (rows < batch)[:, None] & (columns < classes)[None, :]
-            place = (rows * row_stride)[:, None] + columns[None, :]
-            output = tl.load(values_ptr + own + place, mask=mask, other=0.0)
-            if PLAN.loss == "cross_entropy":
-                chosen = tl.where(columns[None, :] == target[:, None], 1.0, 0.0)
-                error = loss_factor * weight[:, None] * (chosen - tl.exp(output - logarithm[:, None]))
-            else:
-                place_of_target = (rows * target_row_stride)[:, None] + (columns * target_column_stride)[None, :]
-                difference = tl.load(target_ptr + place_of_target, mask=mask, other=0.0).to(tl.float32) - output
-                squares += tl.where(mask, difference * difference, 0.0)
-                error = 2.0 * loss_factor * difference
-            tl.store(errors_ptr + written + place, error, mask=mask)
-            if not PLAN.free_output:
-                slope = tl.load(drives_ptr + own + place, mask=mask, other=0.0)
-                tl.store(drives_ptr + own + place, error * slope, mask=mask)
+        loss = output_errors(output, state, targets, rows, loss_factor, ignore_index, PLAN)
         if PLAN.record:
-            if PLAN.loss == "squared_error":
-                loss = sum_of(squares, 1)
             energy = loss_factor * loss + _hidden_energy(chain, state, rows, PLAN)
             tl.store(energies_ptr + step * batch + rows, energy, mask=rows < batch)

@@ -256,7 +256,7 @@ def _strict_sweep(
     )
     chain = Chain(tuple(weights), tuple(biases), tuple(activations.split(",")))
     check_chain("strict_sweep", x, chain.weights, chain.biases, chain.activations, negative_slope)
-    check_sweep("strict_sweep", x, target, weights, settings, form)
+    check_sweep("strict_sweep", x, target, weights[-1].shape[0], settings, form)
     buffers = _buffers(x, weights, settings)
     if has_data(x):
         launch_strict_sweep(x, target, chain, settings, buffers, _chosen_form(form, x, target, chain, settings))

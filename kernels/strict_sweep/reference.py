@@ -12,7 +12,7 @@ from torch.nn import functional
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.strict_sweep.plan import Loss
 
-__all__ = ["SweepReference", "strict_sweep_reference"]
+__all__ = ["SweepReference", "output_loss", "strict_sweep_reference"]
 
 
 class SweepReference(NamedTuple):
@@ -76,7 +76,7 @@ def strict_sweep_reference(
         if not free_output:
             values[-1] = predictions[-1]
         if step < steps or learn_errors == "current":
-            losses, output_error = _loss(values[-1], target, loss, loss_factor, ignore_index)
+            losses, output_error = output_loss(values[-1], target, loss, loss_factor, ignore_index)
             errors = [values[layer] - predictions[layer] for layer in free]
             energies.append(losses + sum((error.square().sum(1) for error in errors), torch.zeros_like(losses)) / 2)
             errors += [] if free_output else [output_error]
@@ -108,7 +108,7 @@ def _slope(kind: str, slope: object, z: Tensor, prediction: Tensor, negative_slo
     return slope(prediction if kind == "output" else z, negative_slope)  # type: ignore[operator,no-any-return]
 
 
-def _loss(output: Tensor, target: Tensor, loss: Loss, factor: float, ignore_index: int) -> tuple[Tensor, Tensor]:
+def output_loss(output: Tensor, target: Tensor, loss: Loss, factor: float, ignore_index: int) -> tuple[Tensor, Tensor]:
     """(batch,) factor times the loss, and minus its derivative by the output."""
     with torch.enable_grad():
         leaf = output.detach().requires_grad_()

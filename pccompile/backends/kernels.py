@@ -42,7 +42,7 @@ from pccompile.lowering.regions import signature
 from pccompile.rules import Strict
 
 if TYPE_CHECKING:
-    from pccompile.backends.sweep import ChainSweep, Values
+    from pccompile.backends.sweep import Sweep, Values
     from pccompile.kernels.strict_sweep.launch import Form
 
 __all__ = ["TritonBackend"]
@@ -153,11 +153,10 @@ class TritonBackend(AtenBackend):
     @property
     def code(self) -> str:
         """What runs, as Python, for the inputs seen last."""
-        if self.verdict.form is None or self.latest is None:
+        if self.verdict.form is None or self.latest is None or self.sweep is None:
             return super().code
-        return (
-            f"{self.latest.prediction.executable.code}\n\n# all steps: strict_sweep; all gradients: chain_gradients\n"
-        )
+        steps, gradients = self.sweep.kernels
+        return f"{self.latest.prediction.executable.code}\n\n# all steps: {steps}; all gradients: {gradients}\n"
 
     def report(self) -> list[Row]:
         """What runs each vertex, for the inputs seen last; see `AtenBackend.report`."""
@@ -181,9 +180,7 @@ class TritonBackend(AtenBackend):
 
     # Choosing ---------------------------------------------------------------------------------------------------------
 
-    def _decide(
-        self, sweep: ChainSweep, run: Run, values: Values, state: State, outputs: Mapping[str, Value]
-    ) -> _Verdict:
+    def _decide(self, sweep: Sweep, run: Run, values: Values, state: State, outputs: Mapping[str, Value]) -> _Verdict:
         problem = sweep.objection(run, values)
         if problem:
             return _Verdict(None, problem)
@@ -230,7 +227,7 @@ def _works(form: str, call: Callable[[], Any]) -> bool:
     except (NonFiniteError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        logger.warning("strict_sweep as %s cannot run: %s: %s", form, type(error).__name__, error)
+        logger.warning("a sweep as %s cannot run: %s: %s", form, type(error).__name__, error)
         return False
     return True
 
@@ -241,16 +238,19 @@ def _device_of(program: Program, vertex: str, clamped: Mapping[str, Any]) -> tor
     return next(value.device for value in read if isinstance(value, torch.Tensor))
 
 
-def _sweep_of(program: Program, functions: Mapping[str, LocalFunction]) -> tuple[ChainSweep | None, str]:
+def _sweep_of(program: Program, functions: Mapping[str, LocalFunction]) -> tuple[Sweep | None, str]:
     """What runs the program's inference in one launch, or why nothing does."""
     if program.rule != Strict.name:
         return None, f"the rule is {program.rule}"
     if not is_installed():
         return None, "Triton is not installed"
     from pccompile.backends.chain import NoChain, chain_of
+    from pccompile.backends.network import NetworkSweep
     from pccompile.backends.sweep import ChainSweep
 
     try:
-        return ChainSweep(program, chain_of(program, functions)), ""
+        chain = chain_of(program, functions)
     except NoChain as reason:
         return None, str(reason)
+    kind = ChainSweep if chain.linear else NetworkSweep
+    return kind(program, chain), ""

@@ -14,10 +14,15 @@ from pccompile.kernels.strict_sweep import launch
 
 X, Y = torch.linspace(-1, 1, 30).view(5, 6), torch.tensor([0, 1, 2, 1, 0])
 TARGET = torch.linspace(1, -1, 15).view(5, 3)
+IMAGES, TWO_CHANNELS = {"x": torch.linspace(-1, 1, 45).view(5, 1, 3, 3)}, {"x": X.view(5, 2, 1, 3).expand(5, 2, 2, 3)}
 
 
 def layers(*between, features=6):
     return nn.Sequential(nn.Linear(features, 8), *between, nn.Linear(8, 3))
+
+
+def images(*layers, features):
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 3))
 
 
 def found(model, loss_fn=F.cross_entropy, target=Y, x=X, rule=None):
@@ -42,6 +47,24 @@ def test_a_stack_of_linear_layers_is_a_chain():
     assert (loss.kind, loss.target, loss.mean, loss.factor, loss.ignore_index) == (
         "cross_entropy", "target", True, 1.0, -100,
     )  # fmt: skip
+
+
+def test_a_stack_with_convolutions_is_a_chain():
+    chain = found(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 2, stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=False), nn.Tanh(), nn.AvgPool2d(2),
+            nn.Conv2d(3, 4, 3, padding="same"), nn.MaxPool2d((2, 1), (3, 2)), nn.Flatten(),
+            nn.Linear(8, 3),
+        ),
+        x=torch.linspace(-1, 1, 5 * 2 * 9 * 9).view(5, 2, 9, 9),
+    )  # fmt: skip
+    first, second, last = chain.layers
+    assert (first.weight, first.bias, first.activation.name) == ("0.weight", None, "tanh")
+    assert first.convolution.form == ((2, 1), (1, 0), (1, 2), 1)
+    assert (first.convolution.pool.kind, first.convolution.pool.window) == ("average", (2, 2, 2, 2))
+    assert second.activation.name == "identity" and second.convolution.form == ((1, 1), (1, 1), (1, 1), 1)
+    assert (second.convolution.pool.kind, second.convolution.pool.window) == ("max", (2, 1, 3, 2))
+    assert last.convolution is None and not chain.linear
 
 
 @pytest.mark.parametrize(
@@ -101,6 +124,15 @@ class Positions(Skip):
         return self.c(torch.tanh(self.a(x.view(5, 1, 6)))).squeeze(1)
 
 
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 1), nn.Linear(18, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).view(1, 5, 18).squeeze(0))
+
+
 def smoothed(output, target):
     return F.cross_entropy(output, target, label_smoothing=0.1)
 
@@ -112,8 +144,21 @@ def weighted(output, target):
 @pytest.mark.parametrize(
     "reason, model, options",
     [
-        ("layer 0 is a convolution", nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)),
-         {"x": X.view(5, 1, 2, 3)}),
+        ("layer 0 is a convolution", images(nn.ConvTranspose2d(1, 2, 2), nn.ReLU(), features=32), IMAGES),
+        ("layer 0 has 2 groups", images(nn.Conv2d(2, 2, 2, groups=2), nn.ReLU(), features=4), TWO_CHANNELS),
+        ("layer 0 is padded more at one edge",
+         images(nn.Conv2d(1, 2, 2, padding="same"), nn.ReLU(), features=18), IMAGES),
+        ("windows of layer 0 overlap", images(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.MaxPool2d(2, 1), features=8), IMAGES),
+        ("windows of layer 0 overlap or are padded",
+         images(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AvgPool2d(2, padding=1), features=8), IMAGES),
+        ("no kernel pools as layer 0 does",
+         images(nn.Conv2d(1, 2, 1), nn.MaxPool2d((1, 2), dilation=2), features=6), IMAGES),
+        ("layer 0 ends with relu", images(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.ReLU(), features=2), IMAGES),
+        ("layer 0 ends with adaptive_avg_pool2d",
+         images(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), features=2), IMAGES),
+        ("the output 2 pools", nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.MaxPool2d((3, 2)),
+         nn.Flatten()), IMAGES),
+        ("layer a ends with squeeze", Rows(), IMAGES),
         ("layer 0 draws random numbers", layers(nn.ReLU(), nn.Dropout()), {}),
         ("layer 0 ends with elu", layers(nn.ELU()), {}),
         ("layer 0 ends with tanh", layers(nn.ReLU(), nn.Tanh()), {}),
@@ -143,6 +188,9 @@ def test_what_is_no_chain_says_why(reason, model, options):
 # The back end ---------------------------------------------------------------------------------------------------------
 
 
+SMALL = {"model": images(nn.Conv2d(1, 2, 2), nn.Tanh(), features=8), **IMAGES}
+
+
 def trained(model, rule=None, loss_fn=F.cross_entropy, x=X, target=Y):
     pc = pccompile.compile(model, rule or pccompile.Strict(3, 0.1), loss_fn=loss_fn, backend="triton", verify=False)
     pc.loss(x, target).backward()
@@ -164,12 +212,29 @@ def test_the_report_says_why_inference_is_not_one_launch(monkeypatch):
         ("inference may stop early", pccompile.Strict(3, 0.1, tolerance=1e-9), {}),
         ("the target is [3] where the output is [5, 3]", None, {"loss_fn": F.mse_loss, "target": TARGET[0]}),
         ("layer 0 ends with elu", None, {"model": layers(nn.ELU())}),
+        ("the values' optimizer is adam", pccompile.Strict(3, 0.1, optimizer="adam"), SMALL),
+        ("inference may stop early", pccompile.Strict(3, 0.1, tolerance=1e-9), SMALL),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using a target size")
 def test_runs_that_no_kernel_takes_are_told_apart(reason, rule, changes):
     pc = trained(**{"model": layers(nn.Tanh()), "rule": rule} | changes)
     assert pc.backend_report().notes == (f"not all steps in one launch: {reason}",)
+
+
+@pytest.mark.parametrize(
+    "reason, model",
+    [
+        ("there are 9 layers, more than 8", images(*(nn.Conv2d(1, 1, 1) for _ in range(8)), features=9)),
+        (
+            "a sample's values, errors and drives are 282 KiB, more than 256",
+            images(nn.Conv2d(1, 2666, 1), features=23994),
+        ),
+    ],
+)
+def test_networks_that_are_too_large_run_layer_by_layer(monkeypatch, reason, model):
+    monkeypatch.setattr("pccompile.backends.sweep.objection_to", lambda *kinds: "")
+    assert trained(model, **IMAGES).backend_report().notes == (f"not all steps in one launch: {reason}",)
 
 
 def test_other_rules_have_nothing_to_note():

@@ -5,6 +5,7 @@ import torch
 from chains import random_chain
 from closeness import assert_close
 from layers import random_layer
+from networks import random_network
 
 from pccompile.kernels import linear_error_into, linear_predict, linear_step_into, strict_sweep
 from pccompile.kernels.linear_predict.reference import linear_predict_reference
@@ -61,6 +62,28 @@ def test_chain_gradients_passes_opcheck(device, upstream):
     values, drives = torch.randn(2, 3, 32, device=device)
     arguments = (chain.x, values, drives, chain.weights, -1.0, upstream, "ieee")
     torch.library.opcheck(torch.ops.pccompile.chain_gradients.default, arguments)
+
+
+NETWORK_FORMS = [2, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("record", "learn_errors"), [(False, "current"), (True, "previous")])
+def test_network_sweep_passes_opcheck(device, record, learn_errors):
+    network = random_network(device, "tiny", batch=2)
+    weights, biases = [layer.weight for layer in network.layers], [network.layers[0].bias, None]
+    options = (False, learn_errors, record, 2, 0.1, 0.5, 1.0, -100, 0.01, "ieee", "ieee", record)
+    layers = (weights, biases, "tanh,identity", "none,none", NETWORK_FORMS)
+    arguments = (network.x, network.target, *layers, "cross_entropy", *options)
+    torch.library.opcheck(torch.ops.pccompile.network_sweep.default, arguments)
+
+
+def test_network_gradients_passes_opcheck(device):
+    network = random_network(device, "tiny", batch=2)
+    weights, upstream = [layer.weight for layer in network.layers], torch.tensor(0.5, device=device)
+    values, drives = torch.randn(2, 2, 32, device=device)
+    layers = (weights, [None, None], "tanh,identity", "none,none", NETWORK_FORMS)
+    arguments = (network.x, values, drives, *layers, -1.0, upstream, "ieee", "ieee")
+    torch.library.opcheck(torch.ops.pccompile.network_gradients.default, arguments)
 
 
 def test_a_compiled_function_contains_a_sweep_whole(device):
