@@ -153,8 +153,9 @@ def _move(
         tl.store(moments_ptr + place, direction, mask=mask)
     value = tl.load(values_ptr + place, mask=mask, other=0.0)
     tl.store(values_ptr + place, value + step_size * direction, mask=mask)
-    if FIRST:
-        tl.store(errors_ptr + place, error + step_size * direction, mask=mask & first_error_follows)
+    if FIRST:  # noqa: SIM102  (decided at compile time, the other one at run time)
+        if first_error_follows:
+            tl.store(errors_ptr + place, error + step_size * direction, mask=mask)
 
 
 @triton.jit
