@@ -1,4 +1,8 @@
-"""The sweeps of strict inference that are tuned, on chains of linear layers: (batch, width, width, ...)."""
+"""The sweeps of strict inference that are tuned.
+
+Shapes are those of chains of linear layers, (batch, width, width, ...), and of a small network's images, (batch,
+channels, height, width).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ import torch
 from bench.gpu.linear_operations import input_precision_of, random_tensors, size_in
 from bench.gpu.tune import Launch, Operation
 from pccompile.kernels.devices import architecture_of
+from pccompile.kernels.network_sweep import configurations as network_configurations
+from pccompile.kernels.network_sweep.launch import launch_network_gradients, launch_network_sweep
+from pccompile.kernels.network_sweep.layout import NetworkLayer, layout_of
 from pccompile.kernels.strict_sweep import configurations
 from pccompile.kernels.strict_sweep.choice import likely_form
 from pccompile.kernels.strict_sweep.launch import (
@@ -22,7 +29,7 @@ from pccompile.kernels.strict_sweep.launch import (
 )
 from pccompile.kernels.strict_sweep.layout import Chain, Layout
 
-__all__ = ["CHAIN_GRADIENTS", "STRICT_SWEEP"]
+__all__ = ["CHAIN_GRADIENTS", "NETWORK_GRADIENTS", "NETWORK_SWEEP", "STRICT_SWEEP"]
 
 STEPS = 20
 SHAPES = (
@@ -32,6 +39,8 @@ SHAPES = (
     (16384, 784, 256, 256, 10),
     (16384, 1024, 1024, 1024, 1024),
 )
+IMAGES = ((64, 1, 28, 28), (4096, 1, 28, 28))
+CLASSES = 10
 
 
 def _chain(shape: tuple[int, ...], precision: str, device: str) -> tuple[torch.Tensor, Chain]:
@@ -44,16 +53,8 @@ def _chain(shape: tuple[int, ...], precision: str, device: str) -> tuple[torch.T
     return x, Chain(tuple(weights), biases, (*["tanh"] * (len(sizes) - 1), "identity"))
 
 
-def _sweep_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
-    chosen = configurations.configuration_for(architecture, precision, shape[0])
-    return size_in(configurations.CONFIGURATIONS[architecture][precision], chosen)
-
-
-def _sweep(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
-    """In the form that is likely the quickest for a configuration."""
-    x, chain = _chain(shape, precision, device)
-    target = torch.arange(shape[0], device=device) % shape[-1]
-    settings = Settings(
+def _settings(precision: str) -> Settings:
+    return Settings(
         loss="cross_entropy",
         free_output=False,
         learn_errors="current",
@@ -66,6 +67,18 @@ def _sweep(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any
         negative_slope=0.01,
         input_precision=input_precision_of(precision),
     )
+
+
+def _sweep_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
+    chosen = configurations.configuration_for(architecture, precision, shape[0])
+    return size_in(configurations.CONFIGURATIONS[architecture][precision], chosen)
+
+
+def _sweep(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    """In the form that is likely the quickest for a configuration."""
+    x, chain = _chain(shape, precision, device)
+    target = torch.arange(shape[0], device=device) % shape[-1]
+    settings = _settings(precision)
     sizes = [weight.shape for weight in chain.weights]
     buffers = empty_buffers(x, Layout.of(sizes).columns, settings)
 
@@ -86,7 +99,47 @@ def _gradients(shape: tuple[int, ...], precision: str, device: str) -> Callable[
     return lambda configuration: Launch(partial(launch_chain_gradients, *given, configuration), (gradients,))
 
 
+def _network(shape: tuple[int, ...], precision: str, device: str) -> tuple[torch.Tensor, list[NetworkLayer]]:
+    """Images, and the CNN of `pccompile demo` on them, whose weights keep values of the same size."""
+    _, channels, height, width = shape
+    features = 5 * ((height - 2) // 2 - 2) * ((width - 2) // 2 - 2)
+    sizes = ((10, channels, 3, 3), (5, 10, 3, 3), (50, features), (30, 50), (CLASSES, 30))
+    x, *weights = random_tensors(precision, device, shape, *sizes)
+    weights = [weight / weight[0].numel() ** 0.5 for weight in weights]
+    options: list[dict[str, Any]] = [{"pool": "max", "window": (2, 2, 2, 2)}, *[{}] * 4]
+    activations = (*["relu"] * 4, "identity")
+    return x, [
+        NetworkLayer(weight, weight.new_zeros(weight.shape[0]), activation, **more)
+        for weight, activation, more in zip(weights, activations, options, strict=True)
+    ]
+
+
+def _network_sweep(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    x, layers = _network(shape, precision, device)
+    target = torch.arange(shape[0], device=device) % CLASSES
+    layout, settings = layout_of(x.shape[1:], layers), _settings(precision)
+    buffers = empty_buffers(x, layout.columns, settings, layout.drive_columns)
+    given = (x, target, layers, settings, settings.input_precision, buffers, None)
+    return lambda configuration: Launch(partial(launch_network_sweep, *given, configuration), (buffers.values,))
+
+
+def _network_gradients(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any], Launch]:
+    x, layers = _network(shape, precision, device)
+    layout, products = layout_of(x.shape[1:], layers), input_precision_of(precision)
+    sizes = [(shape[0], columns) for columns in (layout.columns, layout.drive_columns)]
+    values, drives = (each.float() for each in random_tensors(precision, device, *sizes))
+    gradients = x.new_empty(layout.gradients)
+    given = (x, values, drives, layers, gradients, 1.0, None, products, products)
+    return lambda configuration: Launch(partial(launch_network_gradients, *given, configuration), (gradients,))
+
+
 STRICT_SWEEP = Operation(configurations.SPACE, configurations.CONFIGURATIONS, SHAPES, _sweep_size, _sweep)
 CHAIN_GRADIENTS = Operation(
     configurations.GRADIENT_SPACE, configurations.GRADIENTS, SHAPES, lambda *_: None, _gradients
+)
+NETWORK_SWEEP = Operation(
+    network_configurations.SPACE, network_configurations.CONFIGURATIONS, IMAGES, lambda *_: None, _network_sweep
+)
+NETWORK_GRADIENTS = Operation(
+    network_configurations.GRADIENT_SPACE, network_configurations.GRADIENTS, IMAGES, lambda *_: None, _network_gradients
 )

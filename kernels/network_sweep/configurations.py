@@ -1,6 +1,7 @@
 """Tiles, warps and stages of network_sweep, per architecture and arithmetic. Starting values, not yet measured.
 
-sm_80's tables stay below 99 KiB of shared memory, all that its relatives sm_86, sm_89 and sm_120 have.
+What a tuner measured takes their places (../tables.py). sm_80's tables stay below 99 KiB of shared memory, all that its
+relatives sm_86, sm_89 and sm_120 have.
 """
 
 from __future__ import annotations
@@ -8,8 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.tables import Space, overlaid
 
-__all__ = ["CONFIGURATIONS", "GRADIENTS", "Configuration", "GradientConfiguration", "samples_for"]
+__all__ = [
+    "CONFIGURATIONS",
+    "GRADIENTS",
+    "GRADIENT_SPACE",
+    "SPACE",
+    "Configuration",
+    "GradientConfiguration",
+    "samples_for",
+]
 
 _MOST_SAMPLES = 16
 
@@ -56,7 +66,8 @@ _NVIDIA = {
     "tf32": Configuration(64, 32, 32, 8, 2),
     "ieee": Configuration(64, 32, 16, 8, 2),
 }
-CONFIGURATIONS: dict[Architecture, dict[str, Configuration]] = {
+_Table = dict[Architecture, dict[str, Configuration]]
+_SHIPPED: _Table = {
     "sm_80": _NVIDIA,
     "sm_90": _NVIDIA,
     "sm_100": _NVIDIA | {precision: Configuration(32, 32, 32, 8, 2) for precision in ("half", "tf32")},
@@ -69,13 +80,19 @@ _NVIDIA_GRADIENTS = {
     "tf32": GradientConfiguration(32, 32, 32, 4, 2),
     "ieee": GradientConfiguration(32, 32, 16, 4, 2),
 }
-GRADIENTS: dict[Architecture, dict[str, GradientConfiguration]] = {
+_GradientTable = dict[Architecture, dict[str, GradientConfiguration]]
+_SHIPPED_GRADIENTS: _GradientTable = {
     "sm_80": _NVIDIA_GRADIENTS,
     "sm_90": _NVIDIA_GRADIENTS,
     "sm_100": _NVIDIA_GRADIENTS,
     "gfx942": {precision: GradientConfiguration(32, 32, 32, 4, 2) for precision in ("half", "tf32", "ieee")},
     "interpreter": {precision: GradientConfiguration(32, 64, 256, 1, 1) for precision in ("half", "tf32", "ieee")},
 }
+
+SPACE = Space("network_sweep", (("block_rows", "block_columns", "block_sum"),))
+GRADIENT_SPACE = Space("network_gradients", (("block_out", "block_in", "block_rows"),))
+CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
+GRADIENTS: _GradientTable = overlaid(GRADIENT_SPACE, _SHIPPED_GRADIENTS)
 
 
 def samples_for(architecture: Architecture, batch: int) -> int:

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from networks import random_network
+from random_networks import random_network
 
 from pccompile.kernels import NetworkLayer
 from pccompile.kernels.devices import ARCHITECTURES

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pccompile.kernels import recurrences, tables
+from pccompile.kernels.network_sweep import configurations as network_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 from pccompile.kernels.tables import SHARED_BYTES, Space, cells, everywhere, overlaid, problem_with, shared_bytes
 
@@ -30,7 +31,7 @@ class Runs:
     warps: int
 
 
-# The folders with a table of configurations; strict_sweep has another one, of its gradients, and recurrences share one.
+# The folders with a table of configurations; sweeps have another one, of their gradients, and recurrences share one.
 FOLDERS = sorted(path.parent.name for path in Path(tables.__file__).parent.glob("*/configurations.py"))
 TABLES = {
     name: (module.SPACE, module.CONFIGURATIONS)
@@ -39,6 +40,7 @@ TABLES = {
 }
 TABLES["recurrences"] = (recurrences.SPACE, recurrences.CONFIGURATIONS)
 TABLES["chain_gradients"] = (sweep_configurations.GRADIENT_SPACE, sweep_configurations.GRADIENTS)
+TABLES["network_gradients"] = (network_configurations.GRADIENT_SPACE, network_configurations.GRADIENTS)
 PRODUCTS = (("rows", "columns", "terms"),)
 SPACE = Space("made_up", PRODUCTS)
 SHIPPED = Tiles(64, 64, 32, 4, 3)

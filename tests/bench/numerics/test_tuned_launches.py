@@ -15,6 +15,8 @@ SHAPES = {
     "linear_step": [(20, 18, 17), (20, 40, 33)],
     "strict_sweep": [(20, 12, 18, 5)],
     "chain_gradients": [(20, 12, 18, 5)],
+    "network_sweep": [(2, 1, 8, 8)],
+    "network_gradients": [(2, 1, 8, 8)],
     "conv_predict": [(2, 3, 6, 5, 3, 1)],
     "conv_error": [(2, 3, 6, 5, 3, 2)],
     "conv_step": [(2, 3, 6, 5, 3, 1)],

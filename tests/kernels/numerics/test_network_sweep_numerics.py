@@ -7,7 +7,7 @@ from itertools import chain, cycle
 import pytest
 import torch
 from closeness import assert_close
-from networks import NETWORKS, random_network
+from random_networks import NETWORKS, random_network
 
 from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
 from pccompile.kernels import (

@@ -5,7 +5,7 @@ import torch
 from chains import random_chain
 from closeness import assert_close
 from layers import random_layer
-from networks import random_network
+from random_networks import random_network
 
 from pccompile.kernels import linear_error_into, linear_predict, linear_step_into, strict_sweep
 from pccompile.kernels.linear_predict.reference import linear_predict_reference
