@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -29,7 +30,7 @@ from pccompile.kernels.network_sweep.configurations import (
 )
 from pccompile.kernels.network_sweep.gradients import network_gradients_kernel
 from pccompile.kernels.network_sweep.kernel import network_sweep_kernel
-from pccompile.kernels.network_sweep.layout import Layout, NetworkLayer, layout_of
+from pccompile.kernels.network_sweep.layout import LayerKind, Layout, NetworkLayer, known_layout
 from pccompile.kernels.network_sweep.plan import GradientPlan, LayerPlan, LayerShare, Plan
 from pccompile.kernels.strict_sweep.launch import Buffers, Settings
 from pccompile.kernels.tiles import needs_wide_offsets
@@ -67,15 +68,16 @@ def launch_network_sweep(
     batch, architecture = x.shape[0], architecture_of(x.device)
     if batch == 0:
         return
-    layout = layout_of(x.shape[1:], layers, settings.free_output)
+    kinds = tuple(layer.kind for layer in layers)
+    layout = known_layout(tuple(x.shape[1:]), kinds, settings.free_output)
     table = CONFIGURATIONS[architecture]
-    precisions = [settings.input_precision if layer.linear else convolution_precision for layer in layers]
-    chosen = [configuration or table[precision_of(x.dtype, precision)] for precision in precisions]
+    precisions = _precisions(kinds, settings.input_precision, convolution_precision)
+    chosen = tuple(configuration or table[precision_of(x.dtype, precision)] for precision in precisions)
     block_batch = samples or samples_for(architecture, batch)
     biases = tuple(layer.weight if layer.bias is None else layer.bias for layer in layers)
     weights = tuple(layer.weight for layer in layers)
     plan = Plan(
-        layers=_layer_plans(x, layers, layout, block_batch, precisions, chosen),
+        layers=_layer_plans(kinds, layout, x.stride(), block_batch, precisions, chosen),
         columns=layout.columns,
         drive_columns=layout.drive_columns,
         classes=layout.places[-1].width,
@@ -139,15 +141,16 @@ def launch_network_gradients(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    architecture, table = architecture_of(x.device), CONFIGURATIONS
-    layout = layout_of(x.shape[1:], layers)
+    architecture, sample = architecture_of(x.device), tuple(x.shape[1:])
+    kinds = tuple(layer.kind for layer in layers)
+    layout = known_layout(sample, kinds)
     if values.shape[1] != layout.columns:
-        layout = layout_of(x.shape[1:], layers, free_output=True)
-    precisions = [input_precision if layer.linear else convolution_precision for layer in layers]
+        layout = known_layout(sample, kinds, free_output=True)
+    precisions = _precisions(kinds, input_precision, convolution_precision)
     arithmetic = precision_of(x.dtype, "ieee" if "ieee" in precisions else "tf32")
     chosen = configuration or GRADIENTS[architecture][arithmetic]
-    cut = [table[architecture][arithmetic]] * len(layers)
-    shares = _shares(layers, layout, x.shape[0], chosen, architecture)
+    cut = (CONFIGURATIONS[architecture][arithmetic],) * len(layers)
+    shares = _shares(kinds, layout, x.shape[0], chosen, architecture)
     programs = sum(share.tiles * share.splits for share in shares)
     slots = sum(share.tiles * share.splits for share in shares if share.splits > 1)
     partial = torch.empty(slots * chosen.block_out * (chosen.block_in + 1), dtype=torch.float32, device=x.device)
@@ -164,7 +167,7 @@ def launch_network_gradients(
             x.shape[0],
             float(factor),
             PLAN=GradientPlan(
-                layers=_layer_plans(x, layers, layout, 1, precisions, cut),
+                layers=_layer_plans(kinds, layout, x.stride(), 1, precisions, cut),
                 shares=shares,
                 upstream=upstream is not None,
                 release_lanes=release_lanes(architecture, chosen.warps),
@@ -178,39 +181,45 @@ def launch_network_gradients(
         )
 
 
+def _precisions(kinds: Sequence[LayerKind], linear: str, convolution: str) -> tuple[str, ...]:
+    """How float32 products of each layer are formed."""
+    return tuple(linear if kind.linear else convolution for kind in kinds)
+
+
+@lru_cache(maxsize=256)
 def _layer_plans(
-    x: Tensor,
-    layers: Sequence[NetworkLayer],
+    kinds: tuple[LayerKind, ...],
     layout: Layout,
+    x_strides: tuple[int, ...],
     block_batch: int,
-    precisions: Sequence[str],
-    chosen: Sequence[Configuration],
+    precisions: tuple[str, ...],
+    chosen: tuple[Configuration, ...],
 ) -> tuple[LayerPlan, ...]:
     plans: list[LayerPlan] = []
     sources = [0, *(place.own for place in layout.places)]
-    for layer, place, source, precision, cut in zip(layers, layout.places, sources, precisions, chosen, strict=False):
-        geometry, sizes = layer.geometry, place.sizes
+    for kind, place, source, precision, cut in zip(kinds, layout.places, sources, precisions, chosen, strict=False):
+        geometry, sizes = kind.geometry, place.sizes
         _, channels, height, width, out = sizes[:5]
         stride = geometry.stride
         blocks = triton.cdiv(height, stride[0]) * triton.cdiv(width, stride[1])
         block_in, parent_out = cut.block_sum, cut.block_sum
         plans.append(
             LayerPlan(
-                activation=layer.activation,
-                slope_from_output=ACTIVATIONS[layer.activation].residual == "output",
+                activation=kind.activation,
+                slope_from_output=ACTIVATIONS[kind.activation].residual == "output",
                 geometry=geometry.constants,
                 pooling=geometry.pooling,
                 padded_window=geometry.padded_window,
                 sizes=sizes,
-                has_bias=layer.bias is not None,
-                weight_strides=layer.weight_strides,
-                bias_strides=(0,) if layer.bias is None else layer.bias.stride(),
+                has_bias=kind.bias_strides is not None,
+                weight_strides=kind.weight_strides,
+                bias_strides=kind.bias_strides or (0,),
                 own=place.own,
                 own_strides=_strides(layout.columns, place.image),
                 own_drives=place.drives,
                 drive_strides=_strides(layout.drive_columns, place.convolved),
                 source=source,
-                source_strides=_strides(layout.columns, (channels, height, width)) if plans else _image_strides(x),
+                source_strides=_strides(layout.columns, (channels, height, width)) if plans else (*x_strides, 0, 0)[:4],
                 input_precision=precision,
                 flatten=channels < block_in,
                 flatten_parent=out < parent_out,
@@ -240,13 +249,9 @@ def _strides(row: int, image: tuple[int, int, int]) -> tuple[int, int, int, int]
     return row, height * width, width, 1
 
 
-def _image_strides(x: Tensor) -> tuple[int, ...]:
-    """(sample, channel, row, column)."""
-    return (*x.stride(), 0, 0)[:4]
-
-
+@lru_cache(maxsize=256)
 def _shares(
-    layers: Sequence[NetworkLayer],
+    kinds: tuple[LayerKind, ...],
     layout: Layout,
     batch: int,
     chosen: GradientConfiguration,
@@ -255,8 +260,8 @@ def _shares(
     """Programs are shared out so that each layer's positions are summed by as many as fill the device."""
     slot = chosen.block_out * (chosen.block_in + 1)
     partial, arrived, shares = 0, 0, []
-    for layer, place in zip(layers, layout.places, strict=True):
-        geometry, (_, channels, *_) = layer.geometry, place.sizes
+    for kind, place in zip(kinds, layout.places, strict=True):
+        geometry, (_, channels, *_) = kind.geometry, place.sizes
         in_tiles = max(triton.cdiv(geometry.taps * channels, chosen.block_in), 1)
         tiles = triton.cdiv(place.sizes[4], chosen.block_out) * in_tiles
         rows = triton.cdiv(batch * place.sizes[5] * place.sizes[6], chosen.block_rows)

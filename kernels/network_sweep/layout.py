@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 
@@ -12,9 +13,49 @@ from torch import Tensor
 from pccompile.kernels.convolution_geometry import Form, Geometry
 from pccompile.kernels.strict_sweep.layout import ALIGNMENT
 
-__all__ = ["PLAIN", "Layout", "NetworkLayer", "Place", "gradients_by_layer", "layout_of"]
+__all__ = [
+    "PLAIN",
+    "LayerKind",
+    "Layout",
+    "NetworkLayer",
+    "Place",
+    "gradients_by_layer",
+    "known_layout",
+    "layout_of",
+]
 
 PLAIN: Form = ((1, 1), (0, 0), (1, 1), 1)
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A layer without its numbers: what it is compiled for, and what its place depends on.
+
+    Attributes:
+        weight_shape: (out, channels, kernel height, kernel width), or (out, in) of a linear layer.
+        weight_strides: (out, channel, row, column), 0 for those that there are not.
+        bias_strides: (out,), or None where there is no bias.
+        activation, form, pool, window: as of NetworkLayer.
+    """
+
+    weight_shape: tuple[int, ...]
+    weight_strides: tuple[int, ...]
+    bias_strides: tuple[int, ...] | None
+    activation: str
+    form: Form
+    pool: str
+    window: tuple[int, int, int, int]
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is no convolution."""
+        return len(self.weight_shape) == 2
+
+    @property
+    def geometry(self) -> Geometry:
+        """A linear layer's is that of one pixel."""
+        kernel = (1, 1) if self.linear else (self.weight_shape[2], self.weight_shape[3])
+        return Geometry(kernel, *self.form, self.pool, self.window[:2], self.window[2:])
 
 
 @dataclass(frozen=True)
@@ -45,15 +86,17 @@ class NetworkLayer:
         return linear
 
     @property
-    def geometry(self) -> Geometry:
-        """A linear layer's is that of one pixel."""
-        kernel = (1, 1) if self.linear else (self.weight.shape[2], self.weight.shape[3])
-        return Geometry(kernel, *self.form, self.pool, self.window[:2], self.window[2:])
-
-    @property
-    def weight_strides(self) -> tuple[int, ...]:
-        """(out, channel, row, column)."""
-        return (*self.weight.stride(), 0, 0)[:4]
+    def kind(self) -> LayerKind:
+        """All of it but the numbers."""
+        return LayerKind(
+            tuple(self.weight.shape),
+            (*self.weight.stride(), 0, 0)[:4],
+            None if self.bias is None else self.bias.stride(),
+            self.activation,
+            self.form,
+            self.pool,
+            self.window,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,13 +157,23 @@ def layout_of(sample: Sequence[int], layers: Sequence[NetworkLayer], free_output
         layers: in feed-forward order; they fit one another.
         free_output: the last layer has a free value.
     """
-    sizes = _sizes(tuple(sample), layers)
+    return _layout(tuple(sample), tuple(layer.kind for layer in layers), free_output)
+
+
+@lru_cache(maxsize=256)
+def known_layout(sample: tuple[int, ...], kinds: tuple[LayerKind, ...], free_output: bool = False) -> Layout:
+    """`layout_of` layers of these kinds, worked out once: for tensors with data, whose sizes are numbers."""
+    return _layout(sample, kinds, free_output)
+
+
+def _layout(sample: tuple[int, ...], kinds: tuple[LayerKind, ...], free_output: bool) -> Layout:
+    sizes = _sizes(sample, kinds)
     widths = [prod((one[4], *one[7:])) for one in sizes]
     owns = _ends(_aligned(width) for width in (*widths, *widths[-1:] * free_output))
     drives = _ends(_aligned(prod(one[4:7])) for one in sizes)
-    gradients = _ends([*(layer.weight.numel() for layer in layers), *(layer.weight.shape[0] for layer in layers)])
-    count = len(layers)
-    places = zip(sizes, owns, drives, gradients[:count], gradients[count:], strict=False)
+    shapes = [kind.weight_shape for kind in kinds]
+    gradients = _ends([*map(prod, shapes), *(shape[0] for shape in shapes)])
+    places = zip(sizes, owns, drives, gradients[: len(kinds)], gradients[len(kinds) :], strict=False)
     return Layout(tuple(Place(*place) for place in places), owns[-1], drives[-1], gradients[-1])
 
 
@@ -133,12 +186,12 @@ def gradients_by_layer(
     return matrices, [flat.narrow(0, place.bias_gradient, w.shape[0]) for place, w in pairs]
 
 
-def _sizes(image: tuple[int, ...], layers: Sequence[NetworkLayer]) -> list[tuple[int, ...]]:
+def _sizes(image: tuple[int, ...], kinds: Sequence[LayerKind]) -> list[tuple[int, ...]]:
     """Of each layer: 0, channels, height, width, outputs, convolved height and width, pooled likewise."""
     found = []
-    for layer in layers:
-        image = (prod(image), 1, 1) if layer.linear else image
-        geometry, out = layer.geometry, layer.weight.shape[0]
+    for kind in kinds:
+        image = (prod(image), 1, 1) if kind.linear else image
+        geometry, out = kind.geometry, kind.weight_shape[0]
         pooled = geometry.pooled(*image[1:])
         found.append((0, *image, out, *geometry.convolved(*image[1:]), *pooled))
         image = (out, *pooled)

@@ -12,7 +12,7 @@ from pccompile.backends.sweep import Sweep, Swept, Values, learn_factor_of, oper
 from pccompile.kernels.devices import convolution_precision
 from pccompile.kernels.network_sweep.choice import too_large
 from pccompile.kernels.network_sweep.launch import launch_network_gradients, launch_network_sweep
-from pccompile.kernels.network_sweep.layout import PLAIN, Layout, NetworkLayer, gradients_by_layer, layout_of
+from pccompile.kernels.network_sweep.layout import PLAIN, Layout, NetworkLayer, gradients_by_layer, known_layout
 from pccompile.kernels.strict_sweep.launch import Form, empty_buffers
 
 __all__ = ["NetworkSweep"]
@@ -79,7 +79,7 @@ class NetworkSweep(Sweep):
         return found
 
     def _layout(self, x: Tensor, layers: list[NetworkLayer]) -> Layout:
-        return layout_of(x.shape[1:], layers, self.chain.free_output)
+        return known_layout(tuple(x.shape[1:]), tuple(layer.kind for layer in layers), self.chain.free_output)
 
     def _swept(self, run: Run, x: Tensor, values: Values, form: Form) -> Swept:
         layers = self._layers(values)
