@@ -39,6 +39,7 @@ class AtenBackend:
         fragments: fragments traced before, to which new ones are added.
         together: changes the flat graphs of a program before that, all at once, if there is one error sweep only.
         reorders: sums may be taken in another order than eager PyTorch's, if that is faster.
+        sums_errors: loops may carry sums of errors in the place of values; see `lowering.gram`.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class AtenBackend:
         fragments: dict[Hashable, Fragment] | None = None,
         together: Together = list,
         reorders: bool = False,
+        sums_errors: bool = True,
     ) -> None:
-        self.together = together
+        self.together, self.sums_errors = together, sums_errors
         self.program, self.functions, self.compile_graph = program, functions, compile_graph
         self.loss = next((vertex for vertex in program.vertices if vertex.kind is Kind.LOSS and vertex.nodes), None)
         self.lowered: Lowered = lower(program)
@@ -239,7 +241,8 @@ class AtenBackend:
     ) -> Expansion:
         """A lowered program being written out; see `Expansion`."""
         optimizer = value_optimizer(run.rule)
-        return Expansion(lowered, functions, fakes, optimizer, self.needed, self.fragments, self.substitution)
+        known = self.needed, self.fragments
+        return Expansion(lowered, functions, fakes, optimizer, *known, self.substitution, self.sums_errors)
 
     def _all_given(self, expansion: Expansion) -> dict[str, tuple[Any, ...]]:
         """Stand-ins for the errors where the loss is outside: one for every differentiable output."""

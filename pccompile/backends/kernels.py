@@ -71,7 +71,7 @@ class TritonBackend(AtenBackend):
         functions: Mapping[str, LocalFunction],
         fragments: dict[Hashable, Fragment] | None = None,
     ) -> None:
-        super().__init__(program, functions, with_kernels, fragments, with_groups)
+        super().__init__(program, functions, with_kernels, fragments, with_groups, sums_errors=False)
         self.sweep, problem = _sweep_of(program, functions)
         self.verdicts: dict[Hashable, _Verdict] = {}
         self.verdict = _Verdict(None, problem)

@@ -20,6 +20,7 @@ from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported
 from pccompile.lowering.gains import scale_errors
+from pccompile.lowering.gram import sum_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.masks import narrow_masks
 from pccompile.lowering.predictions import Held, Prediction
@@ -68,6 +69,7 @@ class Expansion:
         needed: the quantities that somebody reads after a graph has run.
         fragments: fragments traced before.
         substitution: what a vertex's fragment is traced with, given its local function and stand-ins for what it reads.
+        sums_errors: loops may carry sums of errors in the place of values; see `gram`.
 
     Raises:
         Unsupported: the program cannot be written in ATen.
@@ -82,9 +84,10 @@ class Expansion:
         needed: set[Quantity],
         fragments: dict[Hashable, Fragment],
         substitution: Callable[[LocalFunction, Mapping[Leaf, Any]], Substitution],
+        sums_errors: bool = False,
     ) -> None:
         self.lowered, self.functions, self.fragments, self.needed = lowered, functions, fragments, needed
-        self.substitution = substitution
+        self.substitution, self.sums_errors = substitution, sums_errors
         self.names = lowered.prediction_sweep.names
         self.module_of = {self.names[vertex]: function for vertex, function in functions.items()}
         self.space = Space()
@@ -143,9 +146,14 @@ class Expansion:
         finally:
             self.state = saved
         stepped = {key for vertex, key in self.keys.items() if (Action.DESCEND, vertex) in self.lowered.program.updates}
-        for before, loop in pairwise(written):
+        for index, (before, loop) in enumerate(pairwise(written)):
             if loop.piece is not None and loop.piece.loop:
                 hoist(self.space, before.writer, loop.writer, stepped | set(loop.writer.exports))
+                if self.sums_errors:
+                    kept = {part.key for one in written for value in one.results.values() for part in _parts(value)}
+                    writers = [one.writer for one in (self.prediction, *written)]
+                    earlier, later = writers[: index + 1], writers[index + 3 :]
+                    sum_errors(self.space, earlier, before.writer, loop.writer, later, stepped | kept)
         return written, keys
 
     # Pieces -----------------------------------------------------------------------------------------------------------

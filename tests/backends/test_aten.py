@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import NAMES, RULES, loss_fn, make
+from rounding import assert_hardly_more_rounded
 from torch import nn
 
 import pccompile
@@ -16,9 +17,9 @@ from pccompile.backends import AtenBackend, EagerBackend
 
 
 @functools.cache
-def compiled(name):
+def compiled(name, dtype=torch.float32):
     """A model of tests/models.py compiled once: rules and back ends share its capture."""
-    model, inputs, target = make(name)
+    model, inputs, target = make(name, dtype)
     return pccompile.compile(model, loss_fn=loss_fn, dynamic=False), inputs, target
 
 
@@ -37,7 +38,7 @@ def gradients(pc, inputs, target):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_agrees_with_the_eager_back_end_bit_for_bit(name, rule):
     """Fixed prediction's gains are multiplied elsewhere: there it agrees to rounding."""
-    pc, inputs, target = compiled(name)
+    pc, inputs, target = compiled(name, torch.float64 if rule is RULES["strict"] else torch.float32)
     pc.rule, results, energies = rule, {}, {}
     for pc.backend in ("eager", "aten"):
         results[pc.backend] = gradients(pc, inputs, target)
@@ -50,6 +51,16 @@ def test_it_agrees_with_the_eager_back_end_bit_for_bit(name, rule):
         else:
             assert eager is None or torch.equal(ours, eager)
     assert energies["aten"] == energies["eager"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_in_single_precision_take_steps_that_are_rounded_no_worse(name):
+    found = {}
+    for backend, dtype in (("aten", torch.float32), ("eager", torch.float32), ("eager", torch.float64)):
+        pc, inputs, target = compiled(name, dtype)
+        pc.rule, pc.backend = RULES["strict"], backend
+        found[backend, dtype] = [part for part in gradients(pc, inputs, target) if part is not None]
+    assert_hardly_more_rounded(*found.values())
 
 
 def test_gains_are_multiplied_within_products_of_matrices():
@@ -97,12 +108,12 @@ def test_repeated_layers_are_differentiated_once():
 
 
 def test_strict_inference_is_one_body_whatever_the_number_of_steps_and_the_step_size():
-    model = deep(3)
-    pc = trained(model, pccompile.Strict(steps=5, step_size=0.1))
+    model = deep(3).double()
+    pc = trained(model, pccompile.Strict(steps=5, step_size=0.1), torch.randn(4, 8, dtype=torch.float64))
     backend, plan = pc._latest.backend, plan_of(pc)
     bodies = [stage.piece for stage in stages_of(pc) if stage.piece.loop]
     assert len(bodies) == 1
-    x, y = torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    x, y = torch.randn(4, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     for steps, step_size in ((9, 0.1), (30, 0.05)):
         pc.rule = pccompile.Strict(steps=steps, step_size=step_size)
         reference = pccompile.compile(model, pc.rule, loss_fn=F.cross_entropy, backend="eager")

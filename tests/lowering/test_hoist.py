@@ -41,7 +41,8 @@ def test_transposed_weights_and_the_targets_part_of_the_loss_leave_the_loop(batc
 
 
 def test_the_first_layer_on_a_clamped_input_is_predicted_once(batch):
-    loop = pieces(mlp(), *batch, pccompile.Strict(steps=5))["error_sweep_2"]
+    x, y = batch
+    loop = pieces(mlp().double(), x.double(), y, pccompile.Strict(steps=5))["error_sweep_2"]
     assert sum("addmm" in target for target in loop) == 2  # of three layers
 
 
