@@ -69,21 +69,24 @@ def architecture_of(device: torch.device) -> Architecture:
     return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")  # type: ignore[return-value]
 
 
-def launch_options(warps: int, stages: int, registers: int | None) -> dict[str, int]:
-    """The options of a launch.
+def launch_options(architecture: Architecture, warps: int, stages: int) -> dict[str, int]:
+    """The options of a launch of a kernel that would rather have all the registers there are than spill.
 
     Args:
         warps: warps (wavefronts) per program.
         stages: depth of the software pipelines.
-        registers: how many a thread may use; None leaves it to the compiler, which on NVIDIA's GPUs would rather spill
-            than use what keeps other programs off the multiprocessor, even where there are none. AMD's has no limit.
     """
+    registers = registers_of(architecture)
     limit = {} if registers is None else {"maxnreg": registers}
     return {"num_warps": warps, "num_stages": stages, **limit}
 
 
 def registers_of(architecture: Architecture) -> int | None:
-    """`launch_options`' limit where a kernel would rather have all the registers there are than spill."""
+    """How many registers a thread may have; None leaves it to the compiler.
+
+    That would, on NVIDIA's GPUs, rather spill than use what keeps other programs off the multiprocessor, even where
+    there are none. AMD's has no limit.
+    """
     return 255 if architecture.startswith("sm_") else None
 
 

@@ -21,7 +21,6 @@ from pccompile.kernels.devices import (
     interpreted,
     launch_options,
     precision_of,
-    registers_of,
 )
 from pccompile.kernels.tables import Space, overlaid
 from pccompile.kernels.tiles import needs_wide_offsets
@@ -109,7 +108,7 @@ def launch_constants(
         "BLOCK_BATCH": chosen.block_batch,
         "BLOCK_UNITS": chosen.block_units,
         "BLOCK_SUM": chosen.block_sum,
-        **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+        **launch_options(architecture, chosen.warps, chosen.stages),
     }
 
 

@@ -19,7 +19,6 @@ from pccompile.kernels.devices import (
     interpreted,
     launch_options,
     precision_of,
-    registers_of,
 )
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.results import SweepResults
@@ -286,5 +285,5 @@ def launch_conv_error(
             GRADIENT_IN=gradient_in,
             GRADIENT_ROWS=chosen.gradient_rows,
             GROUP=chosen.group,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **launch_options(architecture, chosen.warps, chosen.stages),
         )

@@ -24,7 +24,6 @@ from pccompile.kernels.devices import (
     interpreted,
     launch_options,
     precision_of,
-    registers_of,
 )
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tiles import grouped_tile
@@ -199,5 +198,5 @@ def launch_conv_predict(
             BLOCK_OUT=chosen.block_out,
             BLOCK_IN=chosen.block_in,
             GROUP=chosen.group,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **launch_options(architecture, chosen.warps, chosen.stages),
         )

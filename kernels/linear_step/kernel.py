@@ -18,7 +18,6 @@ from pccompile.kernels.devices import (
     interpreted,
     launch_options,
     precision_of,
-    registers_of,
 )
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.linear_step.configurations import Configuration, Whole, configuration_for, outputs_at_a_time
@@ -390,5 +389,5 @@ def launch_linear_step(
             BLOCK_OUT=chosen.block_out,
             BLOCK_IN=tiles.block_in,
             BLOCK_SUM=tiles.block_sum,
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **launch_options(architecture, chosen.warps, chosen.stages),
         )

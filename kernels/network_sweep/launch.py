@@ -18,7 +18,6 @@ from pccompile.kernels.devices import (
     interpreted,
     launch_options,
     precision_of,
-    registers_of,
 )
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.network_sweep.configurations import (
@@ -110,7 +109,7 @@ def launch_network_sweep(
             float(settings.negative_slope),
             settings.ignore_index,
             PLAN=plan,
-            **launch_options(warps, stages, registers_of(architecture)),
+            **launch_options(architecture, warps, stages),
         )
 
 
@@ -177,7 +176,7 @@ def launch_network_gradients(
                 block_in=chosen.block_in,
                 block_rows=chosen.block_rows,
             ),
-            **launch_options(chosen.warps, chosen.stages, registers_of(architecture)),
+            **launch_options(architecture, chosen.warps, chosen.stages),
         )
 
 

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS
-from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of, registers_of
+from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.strict_sweep.configurations import (
     GRADIENTS,
@@ -133,7 +133,7 @@ def launch_strict_sweep(
     chosen = configuration or configuration_for(architecture, precision, batch)
     moves = settings.free_output or layers > 1
     plan = plan_of(x, target, chain, settings, buffers, chosen)
-    options = launch_options(chosen.warps, chosen.stages, registers_of(architecture))
+    options = launch_options(architecture, chosen.warps, chosen.stages)
     # Where nothing moves, no step changes anything: what the feed-forward pass leaves is what Learn reads.
     steps = settings.steps if moves else 0
     arguments = (
