@@ -82,6 +82,9 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}", cure="give a torch.nn.Module")
+    if rule is not None and not isinstance(rule, Rule):
+        cure = "give one of ZIL(), FixedPrediction(steps, step_size), Strict(...) and Incremental(...)"
+        raise UsageError(f"rule={rule!r}", cure=cure)
     for name, value, choices in (
         ("backend", backend, tuple(BACKENDS)),
         ("capture", capture, ("auto", "export", "symbolic")),

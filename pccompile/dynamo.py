@@ -85,7 +85,7 @@ def _rule(options: dict[str, Any]) -> Rule:
         rule = given
     if options:
         raise UsageError(f"unknown options: {', '.join(map(repr, options))}", cure="see pccompile.dynamo.backend")
-    if not isinstance(rule, tuple(_RULES.values())):
+    if not isinstance(rule, Rule):
         raise UsageError(f"rule={rule!r} is no rule", cure=f"choose one of {', '.join(map(repr, _RULES))}")
     if rule.needs_loss:
         raise UsageError(
