@@ -131,6 +131,9 @@ class AtenBackend:
         errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
         sweep = plan.sweeps.get(self._mask(errors)) or self._new_sweep(plan, errors)
         tensors |= sweep.enter(errors)
+        if not (keep or self.infers) and state.recorder is None:
+            for key in sweep.unread:
+                del tensors[key]
         for stage in sweep.stages:
             self._run(run, stage, state, keep)
         if self.infers:
@@ -233,7 +236,7 @@ class AtenBackend:
         if sum(part is not None for parts in given.values() for part in parts) == 1:  # an error or none: one sweep
             pieces = self.together(pieces)
         plan = Plan(expansion, self._stage(pieces[0], {}), {}, recorder_of(devices))
-        plan.sweeps[self._mask(given)] = Sweep(self._stages(plan, pieces[1:]), keys, given)
+        plan.sweeps[self._mask(given)] = self._sweep(plan, pieces[1:], keys, given)
         return plan
 
     def expansion(
@@ -270,10 +273,16 @@ class AtenBackend:
             graphs, keys = plan.expansion.error_sweep(given)
         except Unsupported as reason:
             raise ProgramError(f"the error sweep for some outputs only cannot be written: {reason}") from reason
-        sweep = plan.sweeps[self._mask(errors)] = Sweep(
-            self._stages(plan, [graph.finish() for graph in graphs]), keys, given
-        )
+        sweep = plan.sweeps[self._mask(errors)] = self._sweep(plan, [graph.finish() for graph in graphs], keys, given)
         return sweep
+
+    def _sweep(
+        self, plan: Plan, pieces: list[FlatPiece], keys: dict[str, tuple[str | None, ...]], given: dict[str, Any]
+    ) -> Sweep:
+        stages = self._stages(plan, pieces)
+        read = {key for stage in stages for key in stage.piece.inputs}
+        unread = tuple(key for key in plan.prediction.piece.outputs if key not in read)
+        return Sweep(stages, keys, given, unread)
 
     def _stages(self, plan: Plan, pieces: list[FlatPiece]) -> list[Stage]:
         places = plan.prediction.places

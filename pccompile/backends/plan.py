@@ -201,11 +201,16 @@ class Plan:
 
 @dataclass
 class Sweep:
-    """The error sweep for a set of outputs that have an error: where each error goes, and the layout it must have."""
+    """The error sweep for a set of outputs that have an error: where each error goes, and the layout it must have.
+
+    Attributes:
+        unread: keys of what the prediction sweep gives that none of the stages reads: outputs, if the loss is inside.
+    """
 
     stages: list[Stage]
     keys: dict[str, tuple[str | None, ...]]
     layouts: dict[str, tuple[Any, ...]]
+    unread: tuple[str, ...]
 
     def __post_init__(self) -> None:
         self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}

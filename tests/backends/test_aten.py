@@ -13,6 +13,7 @@ from rounding import assert_hardly_more_rounded
 from torch import nn
 
 import pccompile
+from bench.steps.memory import peak_bytes
 from pccompile.backends import AtenBackend, EagerBackend
 
 
@@ -269,3 +270,15 @@ def test_what_the_model_itself_is_at_fault_for_is_refused_whatever_the_back_end(
 
     with pytest.raises(pccompile.PCCompileError):
         pccompile.compile(Counts(), backend="aten", dynamic=False)(torch.randn(4, 8))
+
+
+def test_a_step_needs_no_more_memory_than_autograds_where_outputs_are_large():
+    model, x, y = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4096)), torch.randn(64, 8), torch.arange(64)
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy)
+    steps = [lambda: pc.loss(x, y).backward(), lambda: F.cross_entropy(model(x), y).backward()]
+    peaks = []
+    for step in steps:
+        step()
+        model.zero_grad(set_to_none=True)
+        peaks.append(peak_bytes(step, "cpu"))
+    assert peaks[0] <= peaks[1]
