@@ -13,6 +13,7 @@ TITLES = {
     "autograd": "Backpropagation (the references)",
     "zil": "Z-IL",
     "fixed": "Fixed prediction, n = 20, η = 0.1",
+    "levelled": "Fixed prediction on the levelled graph, n = 20, η = 0.1",
     "strict": "Strict, T = 20",
     "incremental": "Incremental, T = 20",
 }

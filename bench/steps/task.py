@@ -23,6 +23,7 @@ TORCH2PC_RULE = "strict as Torch2PC"  # learns with the errors before the last m
 RULES: dict[str, Callable[[float], Rule]] = {  # by the step size of inference
     "zil": lambda step_size: pccompile.ZIL(),
     "fixed": lambda step_size: pccompile.FixedPrediction(STEPS, 0.1),
+    "levelled": lambda step_size: pccompile.FixedPrediction(STEPS, 0.1, levelled=True),
     "strict": lambda step_size: pccompile.Strict(STEPS, step_size),
     "incremental": lambda step_size: pccompile.Incremental(STEPS, step_size),
 }

@@ -129,7 +129,7 @@ def test_a_part_keeps_its_verdicts_and_judges_again_what_was_wrong(tmp_path, mon
 
 def test_small_models_have_every_rule_back_end_and_way_of_launching():
     cases = cases_of("mlp", "float32", ("aten", "triton"))
-    assert len(set(cases)) == len(cases) == 4 * 2 * 3
+    assert len(set(cases)) == len(cases) == 5 * 2 * 3
     assert {case.rule for case in cases_of("resnet18", "float32")} == {"zil", "fixed"}
 
 
