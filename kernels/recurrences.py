@@ -2,8 +2,8 @@
 
 Tiles, warps and stages per architecture and arithmetic are starting values, not yet measured: the smallest tile of the
 batch that matrix units take gives the most programs, for a program owns a tile of the batch for all time steps. What
-their kernels share is in `kernels/recurrence_tiles.py`, and what their operators share in
-`kernels/recurrence_operators.py` and `kernels/recurrence_checks.py`.
+their kernels share is in `kernels/recurrence_tiles.py`; what their operators share is in
+`kernels/recurrence_operators.py`, `kernels/recurrence_checks.py` and `kernels/recurrence_products.py`.
 """
 
 from __future__ import annotations

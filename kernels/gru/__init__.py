@@ -28,8 +28,7 @@ Bytes, with s bytes an element: U is read once a step for every 16 samples, from
                   ..._learned_error, whose gradients have a gain for each time step and gate
 
 What recurrent layers share: `kernels/recurrences.py` for launches, with tiles, warps and stages per architecture,
-`kernels/recurrence_tiles.py` in kernels, `kernels/recurrence_operators.py` and `kernels/recurrence_checks.py` for
-operators.
+`kernels/recurrence_tiles.py` in kernels, `kernels/recurrence_operators.py` for operators.
 """
 
 from __future__ import annotations

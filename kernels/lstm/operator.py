@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
-from pccompile.kernels.recurrence_operators import (
-    drive_of,
-    errors_over_time,
-    gradients_over_time,
-    predict_states,
-    register_recurrence,
-    state_gradients,
-    sweep_states,
-)
+from pccompile.kernels.recurrence_operators import errors_over_time, predict_states, register_recurrence, sweep_states
+from pccompile.kernels.recurrence_products import drive_of, gradients_over_time, state_gradients
 from pccompile.kernels.recurrences import learned_of
 
 __all__ = [

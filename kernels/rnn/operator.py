@@ -9,15 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.kernels.recurrence_operators import (
-    drive_of,
-    errors_over_time,
-    gradients_over_time,
-    predict_states,
-    register_recurrence,
-    state_gradients,
-    sweep_states,
-)
+from pccompile.kernels.recurrence_operators import errors_over_time, predict_states, register_recurrence, sweep_states
+from pccompile.kernels.recurrence_products import drive_of, gradients_over_time, state_gradients
 from pccompile.kernels.recurrences import learned_of
 from pccompile.kernels.rnn.kernel import launch_rnn_recurrence, launch_rnn_recurrence_error
 
