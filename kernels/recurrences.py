@@ -2,12 +2,13 @@
 
 Tiles, warps and stages per architecture and arithmetic are starting values, not yet measured: the smallest tile of the
 batch that matrix units take gives the most programs, for a program owns a tile of the batch for all time steps. What
-their kernels share is in `kernels/recurrence_tiles.py`, and what their operators share in
-`kernels/recurrence_operators.py`.
+their kernels share is in `kernels/recurrence_tiles.py`; what their operators share is in
+`kernels/recurrence_operators.py`, `kernels/recurrence_checks.py` and `kernels/recurrence_products.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pccompile.kernels.devices import (
     launch_options,
     precision_of,
 )
+from pccompile.kernels.launches import count_launch
 from pccompile.kernels.tables import Space, overlaid
 from pccompile.kernels.tiles import needs_wide_offsets
 
@@ -30,9 +32,10 @@ __all__ = [
     "SPACE",
     "Configuration",
     "Learned",
+    "Plan",
     "configuration_for",
     "last_learned",
-    "launch_constants",
+    "launch",
     "learned_of",
 ]
 
@@ -84,32 +87,69 @@ def configuration_for(architecture: Architecture, precision: str) -> Configurati
     return CONFIGURATIONS[architecture][precision]
 
 
-def launch_constants(
-    first: Tensor, input_precision: str, configuration: Configuration | None, *within_a_step: Tensor | None
-) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid of a launch, and what its kernel takes by keyword.
+@dataclass(frozen=True)
+class Plan:
+    """The constants of one compiled launch.
+
+    Attributes:
+        input_precision: "ieee" or "tf32", of float32 products.
+        wide: offsets within a time step are int64.
+        upcast: multiply in float32, the interpreter's bfloat16 dot being wrong.
+        block_batch, block_units, block_sum: as of `Configuration`.
+    """
+
+    input_precision: str
+    wide: bool
+    upcast: bool
+    block_batch: int
+    block_units: int
+    block_sum: int
+
+
+def launch(
+    name: str,
+    kernel: Any,
+    sizes: tuple[int, int, int],
+    pointers: Sequence[Tensor],
+    strides: Sequence[int],
+    within_a_step: Iterable[Tensor | None],
+    input_precision: str,
+    configuration: Configuration | None,
+    **constants: Any,
+) -> None:
+    """Launch a kernel for all time steps, where there is anything in a step.
 
     Args:
-        first: (steps, batch, ...), what decides arithmetic and device.
-        input_precision: "ieee" or "tf32", of float32 products.
-        configuration: how the launch is cut up; None reads the architecture's table.
+        name: what the launch is counted as.
+        kernel: takes pointers, sizes, strides, and PLAN and `constants` by keyword.
+        sizes: (steps, batch, units); at least one step.
+        pointers: tensors, of which the first decides arithmetic and device.
+        strides: of what need not be contiguous.
         within_a_step: all that is read and written, of what is over time one step: pointers move by a step at a time,
             so offsets stay within one, and 32 bits are enough for most.
+        input_precision: "ieee" or "tf32", of float32 products.
+        configuration: how the launch is cut up; None reads the architecture's table.
 
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
+    first, (_, batch, units) = pointers[0], sizes
     architecture = architecture_of(first.device)
     chosen = configuration or configuration_for(architecture, precision_of(first.dtype, input_precision))
-    return (triton.cdiv(first.shape[1], chosen.block_batch),), {
-        "INPUT_PRECISION": input_precision,
-        "WIDE": needs_wide_offsets(*within_a_step),
-        "UPCAST": interpreted() and first.dtype is not torch.float32,
-        "BLOCK_BATCH": chosen.block_batch,
-        "BLOCK_UNITS": chosen.block_units,
-        "BLOCK_SUM": chosen.block_sum,
-        **launch_options(architecture, chosen.warps, chosen.stages),
-    }
+    if batch * units == 0:
+        return
+    plan = Plan(
+        input_precision,
+        needs_wide_offsets(*within_a_step),
+        interpreted() and first.dtype is not torch.float32,
+        chosen.block_batch,
+        chosen.block_units,
+        chosen.block_sum,
+    )
+    options = launch_options(architecture, chosen.warps, chosen.stages)
+    count_launch(name)
+    with torch.cuda.device_of(first):
+        kernel[triton.cdiv(batch, chosen.block_batch),](*pointers, *sizes, *strides, PLAN=plan, **constants, **options)
 
 
 class Learned(NamedTuple):

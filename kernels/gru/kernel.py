@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate
-from pccompile.kernels.launches import count_launch
 from pccompile.kernels.recurrence_tiles import (
     carry_back,
     gate_products,
@@ -21,7 +19,7 @@ from pccompile.kernels.recurrence_tiles import (
     store_gates,
     store_scaled_gates,
 )
-from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -52,38 +50,22 @@ def gru_recurrence_kernel(
     hidden_batch_stride,
     hidden_unit_stride,
     BIAS: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        hidden_ptr,
-        first_hidden_ptr,
-        hidden_batch_stride,
-        hidden_unit_stride,
-        row,
-        inside,
-        units,
-        True,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_gate_stride, weight_unit_stride)
+    start_state(hidden_ptr, (first_hidden_ptr, hidden_batch_stride, hidden_unit_stride), owned, True, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             apart = units * drive_gate_stride
             z_reset = load_tile(drive_ptr, row, drive_batch_stride, unit, drive_gate_stride, within)
             z_update = load_tile(drive_ptr + apart, row, drive_batch_stride, unit, drive_gate_stride, within)
-            recalled = tl.full((BLOCK_BATCH, BLOCK_UNITS), 0.0, tl.float32)
+            recalled = tl.full(within.shape, 0.0, tl.float32)
             if BIAS:
                 known = unit < units
                 bias = bias_ptr + unit * bias_stride
@@ -91,24 +73,8 @@ def gru_recurrence_kernel(
                 z_reset += tl.load(bias, mask=known, other=0.0).to(tl.float32)[None, :]
                 z_update += tl.load(bias + bias_apart, mask=known, other=0.0).to(tl.float32)[None, :]
                 recalled += tl.load(bias + 2 * bias_apart, mask=known, other=0.0).to(tl.float32)[None, :]
-            z_reset, z_update, recalled, _no_fourth = gate_products(
-                z_reset,
-                z_update,
-                recalled,
-                None,
-                hidden_ptr,
-                weight_ptr,
-                row,
-                inside,
-                unit,
-                units,
-                weight_gate_stride,
-                weight_unit_stride,
-                False,
-                INPUT_PRECISION,
-                WIDE,
-                UPCAST,
-                BLOCK_SUM,
+            z_reset, z_update, recalled = gate_products(
+                (z_reset, z_update, recalled), hidden_ptr, weight, owned, unit, 3, PLAN
             )
             reset = activate(z_reset, 0.0, "sigmoid")
             update = activate(z_update, 0.0, "sigmoid")
@@ -116,7 +82,7 @@ def gru_recurrence_kernel(
             candidate = activate(given + reset * recalled, 0.0, "tanh")
             before = load_tile(hidden_ptr, row, units, unit, 1, within)
             hidden = candidate + update * (before - candidate)
-            store_gates(gate_ptr, reset, update, candidate, recalled, row, unit, within, units, True)
+            store_gates(gate_ptr, (reset, update, candidate, recalled), row, unit, within, units, 4)
             dtype = hidden_ptr.dtype.element_ty
             tl.store(hidden_ptr + batch * units + here, hidden.to(dtype), mask=within)
         tl.debug_barrier()  # the next step reads what other threads have written
@@ -152,34 +118,19 @@ def gru_recurrence_error_kernel(
     weight_unit_stride,
     HIDDEN_ERROR: tl.constexpr,
     GAINS: tl.constexpr,  # write what the gradients read as well
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch, from the last to the first."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        carried_ptr,
-        hidden_error_ptr,
-        hidden_error_batch_stride,
-        hidden_error_unit_stride,
-        row,
-        inside,
-        units,
-        HIDDEN_ERROR,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_gate_stride, weight_unit_stride)
+    given = (hidden_error_ptr, hidden_error_batch_stride, hidden_error_unit_stride)
+    start_state(carried_ptr, given, owned, HIDDEN_ERROR, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             reset, update, candidate, recalled = load_gates(gate_ptr, row, 4 * units, unit, 1, within, units)
             before = load_tile(hidden_ptr, row, units, unit, 1, within)
             d_hidden = load_tile(error_ptr, row, error_batch_stride, unit, error_unit_stride, within)
@@ -188,55 +139,18 @@ def gru_recurrence_error_kernel(
             d_reset = d_candidate * recalled * reset * (1.0 - reset)
             d_update = d_hidden * (before - candidate) * update * (1.0 - update)
             d_recalled = d_candidate * reset
-            store_gates(drive_error_ptr, d_reset, d_update, d_candidate, None, row, unit, within, units, False)
-            store_gates(state_error_ptr, d_reset, d_update, d_recalled, None, row, unit, within, units, False)
+            store_gates(drive_error_ptr, (d_reset, d_update, d_candidate), row, unit, within, units, 3)
+            store_gates(state_error_ptr, (d_reset, d_update, d_recalled), row, unit, within, units, 3)
             if GAINS:
                 store_scaled_gates(
-                    learned_input_ptr,
-                    input_gain_ptr,
-                    d_reset,
-                    d_update,
-                    d_candidate,
-                    None,
-                    row,
-                    unit,
-                    within,
-                    units,
-                    False,
+                    learned_input_ptr, input_gain_ptr, (d_reset, d_update, d_candidate), row, unit, within, units, 3
                 )
                 store_scaled_gates(
-                    learned_state_ptr,
-                    state_gain_ptr,
-                    d_reset,
-                    d_update,
-                    d_recalled,
-                    None,
-                    row,
-                    unit,
-                    within,
-                    units,
-                    False,
+                    learned_state_ptr, state_gain_ptr, (d_reset, d_update, d_recalled), row, unit, within, units, 3
                 )
             tl.store(carried_ptr + here, d_hidden * update, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
-        carry_back(
-            carried_ptr,
-            state_error_ptr,
-            weight_ptr,
-            row,
-            inside,
-            batch,
-            units,
-            3 * units,
-            weight_gate_stride,
-            weight_unit_stride,
-            True,
-            INPUT_PRECISION,
-            WIDE,
-            UPCAST,
-            BLOCK_UNITS,
-            BLOCK_SUM,
-        )
+        carry_back(carried_ptr, state_error_ptr, weight, owned, 3, True, PLAN)
         tl.debug_barrier()
         error_ptr -= error_step_stride
         hidden_ptr -= batch * units
@@ -275,30 +189,19 @@ def launch_gru_recurrence(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(drive, input_precision, configuration, drive[0], weight, hidden, gates[0])
     (steps, batch, _), units = drive.shape, weight.shape[1]
-    if batch * units == 0:
-        return
     given = weight[:, 0] if bias is None else bias
-    count_launch("gru_recurrence")
-    with torch.cuda.device_of(drive):
-        gru_recurrence_kernel[grid](
-            drive,
-            weight,
-            given,
-            hidden,
-            hiddens,
-            gates,
-            steps,
-            batch,
-            units,
-            *drive.stride(),
-            *weight.stride(),
-            *given.stride(),
-            *hidden.stride(),
-            BIAS=bias is not None,
-            **constants,
-        )
+    launch(
+        "gru_recurrence",
+        gru_recurrence_kernel,
+        (steps, batch, units),
+        (drive, weight, given, hidden, hiddens, gates),
+        (*drive.stride(), *weight.stride(), *given.stride(), *hidden.stride()),
+        (drive[0], weight, hidden, gates[0]),
+        input_precision,
+        configuration,
+        BIAS=bias is not None,
+    )
 
 
 def launch_gru_recurrence_error(
@@ -332,31 +235,19 @@ def launch_gru_recurrence_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(error, input_precision, configuration, error[0], hidden_error, weight, gates[0])
     steps, batch, units = error.shape
-    if batch * units == 0:
-        return
     given = weight if hidden_error is None else hidden_error
-    count_launch("gru_recurrence_error")
-    with torch.cuda.device_of(error):
-        gru_recurrence_error_kernel[grid](
-            error[-1],
-            given,
-            weight,
-            hiddens[-2],
-            gates[-1],
-            drive_error[-1],
-            state_error[-1],
-            *last_learned(learned, drive_error),
-            first_hidden_error,
-            steps,
-            batch,
-            units,
-            state_error.stride(0) if len(state_error) == steps else 0,
-            *error.stride(),
-            *given.stride(),
-            *weight.stride(),
-            HIDDEN_ERROR=hidden_error is not None,
-            GAINS=learned is not None,
-            **constants,
-        )
+    places = (drive_error[-1], state_error[-1], *last_learned(learned, drive_error), first_hidden_error)
+    state_error_step_stride = state_error.stride(0) if len(state_error) == steps else 0
+    launch(
+        "gru_recurrence_error",
+        gru_recurrence_error_kernel,
+        (steps, batch, units),
+        (error[-1], given, weight, hiddens[-2], gates[-1], *places),
+        (state_error_step_stride, *error.stride(), *given.stride(), *weight.stride()),
+        (error[0], hidden_error, weight, gates[0]),
+        input_precision,
+        configuration,
+        HIDDEN_ERROR=hidden_error is not None,
+        GAINS=learned is not None,
+    )

@@ -9,20 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.kernels.arguments import refusal
 from pccompile.kernels.gru.kernel import launch_gru_recurrence, launch_gru_recurrence_error
-from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrence_operators import (
-    check_error,
-    check_recurrence,
-    drive_of,
-    first_errors,
-    gradients_over_time,
-    register_operations,
-    state_gradients,
-    without_steps,
-)
-from pccompile.kernels.recurrences import Learned, learned_of
+from pccompile.kernels.recurrence_operators import errors_over_time, predict_states, register_recurrence, sweep_states
+from pccompile.kernels.recurrence_products import drive_of, gradients_over_time, state_gradients
+from pccompile.kernels.recurrences import learned_of
 
 __all__ = [
     "GRUErrorSweep",
@@ -130,8 +120,7 @@ def gru_error(
         parent_error: whether to compute the error with respect to x.
         weight_gradient: whether to compute gain times the derivatives with respect to both weights.
         bias_gradient: whether to compute gain times those with respect to both biases.
-        gain: factor of the gradients, read at run time.
-        input_precision: how float32 products are formed, "ieee" or "tf32".
+        gain, input_precision: as for `linear_error`.
 
     Raises:
         UsageError: no kernel takes this dtype, device or input_precision.
@@ -140,20 +129,9 @@ def gru_error(
     drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
         error, hidden_error, weight_hidden, hiddens, gates, input_precision
     )
-    of_inputs, of_states = gradients_over_time(
-        drive_error,
-        x,
-        weight_input,
-        state_error,
-        hiddens,
-        weight_hidden,
-        parent_error=parent_error,
-        state_bias=True,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        gain=gain,
-        input_precision=input_precision,
-    )
+    inputs, states = (drive_error, x, weight_input), (state_error, hiddens, weight_hidden)
+    asked = parent_error, weight_gradient, bias_gradient
+    of_inputs, of_states = gradients_over_time(inputs, states, *asked, gain, input_precision, state_bias=True)
     return GRUErrorSweep(
         of_inputs.parent_error,
         first,
@@ -164,89 +142,23 @@ def gru_error(
     )
 
 
-def _empty_states(drive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states (steps + 1, batch, units), and gates (steps, batch, 4 units)."""
-    (steps, batch, _), units = drive.shape, weight.shape[1]
-    return drive.new_empty(steps + 1, batch, units), drive.new_empty(steps, batch, 4 * units)
-
-
-def _empty_errors(error: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors of the drive, and of what the hidden states contribute: (steps, batch, 3 units) each."""
-    steps, batch, units = error.shape
-    return error.new_empty(steps, batch, 3 * units), error.new_empty(steps, batch, 3 * units)
-
-
 def predict_gru(
     drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    hiddens, gates = _empty_states(drive, weight)
-    if drive.shape[0] == 0:
-        without_steps((hiddens[0],), (hidden,))
-    else:
-        launch_gru_recurrence(drive, weight, bias, hidden, hiddens, gates, input_precision)
+    layer, options = (weight, bias), (input_precision,)
+    hiddens, gates = predict_states(launch_gru_recurrence, drive, layer, (hidden,), options, keeps_gates=True)
     return hiddens, gates
 
 
-@custom_operator("pccompile::gru_recurrence")
-def _recurrence(
-    drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor, input_precision: str
-) -> tuple[Tensor, Tensor]:
-    check_recurrence("gru_recurrence", 3, drive, weight, input_precision, {"hidden": hidden}, bias)
-    if not has_data(drive):
-        return _empty_states(drive, weight)
-    return predict_gru(drive, weight, bias, hidden, input_precision)
-
-
 def sweep_gru(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    input_precision: str,
+    error: Tensor, hidden_error: Tensor | None, weight: Tensor, hiddens: Tensor, gates: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    errors = _empty_errors(error)
-    return *errors, _swept(error, hidden_error, weight, hiddens, gates, *errors, input_precision)
-
-
-def _swept(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    drive_error: Tensor,
-    state_error: Tensor,
-    input_precision: str,
-    learned: Learned | None = None,
-) -> Tensor:
-    """The error of the first hidden state, once the others are written."""
-    (first,) = first_errors(error, 1)
-    if error.shape[0] == 0:
-        without_steps((first,), (hidden_error,))
-    else:
-        kept, errors = (hiddens.contiguous(), gates.contiguous()), (drive_error, state_error, first)
-        launch_gru_recurrence_error(error, hidden_error, weight, *kept, *errors, input_precision, learned=learned)
-    # A float32 tensor is itself what .to returns: it was made here.
-    return first.to(error.dtype)
-
-
-@custom_operator("pccompile::gru_recurrence_error")
-def _recurrence_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
-    check_error("gru_error", 3, error, weight, input_precision, states, over_time, gates)
-    if not has_data(error):
-        return *_empty_errors(error), error.new_empty(error.shape[1:])
-    return sweep_gru(error, hidden_error, weight, hiddens, gates, input_precision)
+    last, kept, options = (hidden_error,), (hiddens, gates), (input_precision,)
+    errors = errors_over_time(3, error), errors_over_time(3, error)
+    (first,) = sweep_states(launch_gru_recurrence_error, error, last, weight, kept, errors, options)
+    return *errors, first
 
 
 def sweep_learned_gru(
@@ -259,34 +171,12 @@ def sweep_learned_gru(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    learned = learned_of(3, gains, error)
-    drive_error = torch.empty_like(learned.inputs)
-    one_step = learned.states.new_empty(1, *learned.states.shape[1:])
-    errors = drive_error, one_step, input_precision, learned
-    first = _swept(error, hidden_error, weight, hiddens, gates, *errors)
+    last, kept, options = (hidden_error,), (hiddens, gates), (input_precision,)
+    learned, drive_error = learned_of(3, gains, error), errors_over_time(3, error)
+    one_step = drive_error.new_empty(1, *drive_error.shape[1:])
+    errors = drive_error, one_step
+    (first,) = sweep_states(launch_gru_recurrence_error, error, last, weight, kept, errors, options, learned)
     return drive_error, learned.inputs, learned.states, first
-
-
-@custom_operator("pccompile::gru_recurrence_learned_error")
-def _learned_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gates: Tensor,
-    gains: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
-    check_error("gru_error", 3, error, weight, input_precision, states, over_time, gates, gains)
-    if not has_data(error):
-        inputs, from_states, _ = learned_of(3, gains, error)
-        return torch.empty_like(inputs), inputs, from_states, error.new_empty(error.shape[1:])
-    return sweep_learned_gru(error, hidden_error, weight, hiddens, gates, gains, input_precision)
-
-
-for _operator in (_recurrence_error, _learned_error):
-    _operator.register_autograd(refusal("the error sweep of a GRU was differentiated"))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -310,7 +200,5 @@ def _backward(ctx: Any, hiddens_error: Tensor, _: Tensor) -> tuple[Tensor | None
     return drive_error, of_states.weight_gradient, of_states.bias_gradient, first + hiddens_error[0], None
 
 
+_recurrence = register_recurrence("gru", "a GRU", 3, predict_gru, sweep_gru, sweep_learned_gru)
 _recurrence.register_autograd(_backward, setup_context=_save)
-register_operations(torch.ops.pccompile.gru_recurrence, weight=1)
-register_operations(torch.ops.pccompile.gru_recurrence_error, weight=2)
-register_operations(torch.ops.pccompile.gru_recurrence_learned_error, weight=2)

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate
-from pccompile.kernels.launches import count_launch
 from pccompile.kernels.recurrence_tiles import (
     carry_back,
     gate_products,
@@ -21,7 +19,7 @@ from pccompile.kernels.recurrence_tiles import (
     store_gates,
     store_scaled_gates,
 )
-from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -53,75 +51,31 @@ def lstm_recurrence_kernel(
     hidden_unit_stride,
     cell_batch_stride,
     cell_unit_stride,
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        hidden_ptr,
-        first_hidden_ptr,
-        hidden_batch_stride,
-        hidden_unit_stride,
-        row,
-        inside,
-        units,
-        True,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
-    start_state(
-        cell_ptr,
-        first_cell_ptr,
-        cell_batch_stride,
-        cell_unit_stride,
-        row,
-        inside,
-        units,
-        True,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_gate_stride, weight_unit_stride)
+    start_state(hidden_ptr, (first_hidden_ptr, hidden_batch_stride, hidden_unit_stride), owned, True, PLAN)
+    start_state(cell_ptr, (first_cell_ptr, cell_batch_stride, cell_unit_stride), owned, True, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             z_in, z_forget, z_candidate, z_out = load_gates(
                 drive_ptr, row, drive_batch_stride, unit, drive_gate_stride, within, units
             )
             z_in, z_forget, z_candidate, z_out = gate_products(
-                z_in,
-                z_forget,
-                z_candidate,
-                z_out,
-                hidden_ptr,
-                weight_ptr,
-                row,
-                inside,
-                unit,
-                units,
-                weight_gate_stride,
-                weight_unit_stride,
-                True,
-                INPUT_PRECISION,
-                WIDE,
-                UPCAST,
-                BLOCK_SUM,
+                (z_in, z_forget, z_candidate, z_out), hidden_ptr, weight, owned, unit, 4, PLAN
             )
             gate_in = activate(z_in, 0.0, "sigmoid")
             gate_forget = activate(z_forget, 0.0, "sigmoid")
             candidate = activate(z_candidate, 0.0, "tanh")
             gate_out = activate(z_out, 0.0, "sigmoid")
             cell = gate_forget * load_tile(cell_ptr, row, units, unit, 1, within) + gate_in * candidate
-            store_gates(gate_ptr, gate_in, gate_forget, candidate, gate_out, row, unit, within, units, True)
+            store_gates(gate_ptr, (gate_in, gate_forget, candidate, gate_out), row, unit, within, units, 4)
             dtype = gate_ptr.dtype.element_ty
             tl.store(cell_ptr + batch * units + here, cell.to(dtype), mask=within)
             tl.store(hidden_ptr + batch * units + here, (gate_out * activate(cell, 0.0, "tanh")).to(dtype), mask=within)
@@ -162,47 +116,21 @@ def lstm_recurrence_error_kernel(
     HIDDEN_ERROR: tl.constexpr,
     CELL_ERROR: tl.constexpr,
     GAINS: tl.constexpr,  # write what the gradients read as well
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch, from the last to the first."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        carried_hidden_ptr,
-        hidden_error_ptr,
-        hidden_error_batch_stride,
-        hidden_error_unit_stride,
-        row,
-        inside,
-        units,
-        HIDDEN_ERROR,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
-    start_state(
-        carried_cell_ptr,
-        cell_error_ptr,
-        cell_error_batch_stride,
-        cell_error_unit_stride,
-        row,
-        inside,
-        units,
-        CELL_ERROR,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_gate_stride, weight_unit_stride)
+    given_hidden = (hidden_error_ptr, hidden_error_batch_stride, hidden_error_unit_stride)
+    start_state(carried_hidden_ptr, given_hidden, owned, HIDDEN_ERROR, PLAN)
+    given_cell = (cell_error_ptr, cell_error_batch_stride, cell_error_unit_stride)
+    start_state(carried_cell_ptr, given_cell, owned, CELL_ERROR, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             gate_in, gate_forget, candidate, gate_out = load_gates(gate_ptr, row, 4 * units, unit, 1, within, units)
             squashed = activate(load_tile(cell_ptr, row, units, unit, 1, within), 0.0, "tanh")
             before = load_tile(cell_ptr - batch * units, row, units, unit, 1, within)
@@ -214,54 +142,17 @@ def lstm_recurrence_error_kernel(
             d_forget = d_cell * before * gate_forget * (1.0 - gate_forget)
             d_candidate = d_cell * gate_in * (1.0 - candidate * candidate)
             d_out = d_hidden * squashed * gate_out * (1.0 - gate_out)
-            store_gates(drive_error_ptr, d_in, d_forget, d_candidate, d_out, row, unit, within, units, True)
+            store_gates(drive_error_ptr, (d_in, d_forget, d_candidate, d_out), row, unit, within, units, 4)
             if GAINS:
                 store_scaled_gates(
-                    learned_input_ptr,
-                    input_gain_ptr,
-                    d_in,
-                    d_forget,
-                    d_candidate,
-                    d_out,
-                    row,
-                    unit,
-                    within,
-                    units,
-                    True,
+                    learned_input_ptr, input_gain_ptr, (d_in, d_forget, d_candidate, d_out), row, unit, within, units, 4
                 )
                 store_scaled_gates(
-                    learned_state_ptr,
-                    state_gain_ptr,
-                    d_in,
-                    d_forget,
-                    d_candidate,
-                    d_out,
-                    row,
-                    unit,
-                    within,
-                    units,
-                    True,
+                    learned_state_ptr, state_gain_ptr, (d_in, d_forget, d_candidate, d_out), row, unit, within, units, 4
                 )
             tl.store(carried_cell_ptr + here, d_cell * gate_forget, mask=within)
         tl.debug_barrier()  # the products read what other threads have written
-        carry_back(
-            carried_hidden_ptr,
-            drive_error_ptr,
-            weight_ptr,
-            row,
-            inside,
-            batch,
-            units,
-            4 * units,
-            weight_gate_stride,
-            weight_unit_stride,
-            False,
-            INPUT_PRECISION,
-            WIDE,
-            UPCAST,
-            BLOCK_UNITS,
-            BLOCK_SUM,
-        )
+        carry_back(carried_hidden_ptr, drive_error_ptr, weight, owned, 4, False, PLAN)
         tl.debug_barrier()
         error_ptr -= error_step_stride
         cell_ptr -= batch * units
@@ -299,29 +190,17 @@ def launch_lstm_recurrence(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(drive, input_precision, configuration, drive[0], weight, hidden, cell, gates[0])
     (steps, batch, _), units = drive.shape, weight.shape[1]
-    if batch * units == 0:
-        return
-    count_launch("lstm_recurrence")
-    with torch.cuda.device_of(drive):
-        lstm_recurrence_kernel[grid](
-            drive,
-            weight,
-            hidden,
-            cell,
-            hiddens,
-            cells,
-            gates,
-            steps,
-            batch,
-            units,
-            *drive.stride(),
-            *weight.stride(),
-            *hidden.stride(),
-            *cell.stride(),
-            **constants,
-        )
+    launch(
+        "lstm_recurrence",
+        lstm_recurrence_kernel,
+        (steps, batch, units),
+        (drive, weight, hidden, cell, hiddens, cells, gates),
+        (*drive.stride(), *weight.stride(), *hidden.stride(), *cell.stride()),
+        (drive[0], weight, hidden, cell, gates[0]),
+        input_precision,
+        configuration,
+    )
 
 
 def launch_lstm_recurrence_error(
@@ -355,36 +234,20 @@ def launch_lstm_recurrence_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(
-        error, input_precision, configuration, error[0], hidden_error, cell_error, weight, gates[0]
-    )
     steps, batch, units = error.shape
-    if batch * units == 0:
-        return
     given_hidden = weight if hidden_error is None else hidden_error
     given_cell = weight if cell_error is None else cell_error
-    count_launch("lstm_recurrence_error")
-    with torch.cuda.device_of(error):
-        lstm_recurrence_error_kernel[grid](
-            error[-1],
-            given_hidden,
-            given_cell,
-            weight,
-            cells[-1],
-            gates[-1],
-            drive_error[-1],
-            *last_learned(learned, drive_error),
-            first_hidden_error,
-            first_cell_error,
-            steps,
-            batch,
-            units,
-            *error.stride(),
-            *given_hidden.stride(),
-            *given_cell.stride(),
-            *weight.stride(),
-            HIDDEN_ERROR=hidden_error is not None,
-            CELL_ERROR=cell_error is not None,
-            GAINS=learned is not None,
-            **constants,
-        )
+    places = (drive_error[-1], *last_learned(learned, drive_error), first_hidden_error, first_cell_error)
+    launch(
+        "lstm_recurrence_error",
+        lstm_recurrence_error_kernel,
+        (steps, batch, units),
+        (error[-1], given_hidden, given_cell, weight, cells[-1], gates[-1], *places),
+        (*error.stride(), *given_hidden.stride(), *given_cell.stride(), *weight.stride()),
+        (error[0], hidden_error, cell_error, weight, gates[0]),
+        input_precision,
+        configuration,
+        HIDDEN_ERROR=hidden_error is not None,
+        CELL_ERROR=cell_error is not None,
+        GAINS=learned is not None,
+    )

@@ -9,20 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.kernels.arguments import refusal
 from pccompile.kernels.lstm.kernel import launch_lstm_recurrence, launch_lstm_recurrence_error
-from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrence_operators import (
-    check_error,
-    check_recurrence,
-    drive_of,
-    first_errors,
-    gradients_over_time,
-    register_operations,
-    state_gradients,
-    without_steps,
-)
-from pccompile.kernels.recurrences import Learned, learned_of
+from pccompile.kernels.recurrence_operators import errors_over_time, predict_states, register_recurrence, sweep_states
+from pccompile.kernels.recurrence_products import drive_of, gradients_over_time, state_gradients
+from pccompile.kernels.recurrences import learned_of
 
 __all__ = [
     "LSTMErrorSweep",
@@ -139,8 +129,7 @@ def lstm_error(
         parent_error: whether to compute the error with respect to x.
         weight_gradient: whether to compute gain times the derivatives with respect to both weights.
         bias_gradient: whether to compute gain times that with respect to the bias.
-        gain: factor of the gradients, read at run time.
-        input_precision: how float32 products are formed, "ieee" or "tf32".
+        gain, input_precision: as for `linear_error`.
 
     Raises:
         UsageError: no kernel takes this dtype, device or input_precision.
@@ -149,19 +138,9 @@ def lstm_error(
     drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
         error, hidden_error, cell_error, weight_hidden, cells, gates, input_precision
     )
-    of_inputs, of_states = gradients_over_time(
-        drive_error,
-        x,
-        weight_input,
-        drive_error,
-        hiddens,
-        weight_hidden,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        gain=gain,
-        input_precision=input_precision,
-    )
+    inputs, states = (drive_error, x, weight_input), (drive_error, hiddens, weight_hidden)
+    asked = parent_error, weight_gradient, bias_gradient
+    of_inputs, of_states = gradients_over_time(inputs, states, *asked, gain, input_precision)
     return LSTMErrorSweep(
         of_inputs.parent_error,
         first_hidden,
@@ -172,32 +151,13 @@ def lstm_error(
     )
 
 
-def _empty_states(drive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states and cells (steps + 1, batch, units), and gates (steps, batch, 4 units)."""
-    shape = (drive.shape[0] + 1, drive.shape[1], weight.shape[1])
-    return drive.new_empty(shape), drive.new_empty(shape), drive.new_empty(drive.shape)
-
-
 def predict_lstm(
     drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    hiddens, cells, gates = _empty_states(drive, weight)
-    if drive.shape[0] == 0:
-        without_steps((hiddens[0], cells[0]), (hidden, cell))
-    else:
-        launch_lstm_recurrence(drive, weight, hidden, cell, hiddens, cells, gates, input_precision)
+    first, options = (hidden, cell), (input_precision,)
+    hiddens, cells, gates = predict_states(launch_lstm_recurrence, drive, (weight,), first, options, keeps_gates=True)
     return hiddens, cells, gates
-
-
-@custom_operator("pccompile::lstm_recurrence")
-def _recurrence(
-    drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor, input_precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_recurrence("lstm_recurrence", 4, drive, weight, input_precision, {"hidden": hidden, "cell": cell})
-    if not has_data(drive):
-        return _empty_states(drive, weight)
-    return predict_lstm(drive, weight, hidden, cell, input_precision)
 
 
 def sweep_lstm(
@@ -208,37 +168,12 @@ def sweep_lstm(
     cells: Tensor,
     gates: Tensor,
     input_precision: str,
-    learned: Learned | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    drive_error = gates.new_empty(gates.shape)
-    first = first_errors(error, 2)
-    if error.shape[0] == 0:
-        without_steps(first, (hidden_error, cell_error))
-    else:
-        kept = (cells.contiguous(), gates.contiguous())
-        launch_lstm_recurrence_error(
-            error, hidden_error, cell_error, weight, *kept, drive_error, *first, input_precision, learned=learned
-        )
-    # A float32 tensor is itself what .to returns: it was made here.
-    return drive_error, first[0].to(error.dtype), first[1].to(error.dtype)
-
-
-@custom_operator("pccompile::lstm_recurrence_error")
-def _recurrence_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    cell_error: Tensor | None,
-    weight: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    states = {"hidden_error": hidden_error, "cell_error": cell_error}
-    check_error("lstm_error", 4, error, weight, input_precision, states, {"cells": cells}, gates)
-    if not has_data(error):
-        return gates.new_empty(gates.shape), error.new_empty(error.shape[1:]), error.new_empty(error.shape[1:])
-    return sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision)
+    last, kept, options = (hidden_error, cell_error), (cells, gates), (input_precision,)
+    drive_error = errors_over_time(4, error)
+    hidden, cell = sweep_states(launch_lstm_recurrence_error, error, last, weight, kept, (drive_error,), options)
+    return drive_error, hidden, cell
 
 
 def sweep_learned_lstm(
@@ -252,32 +187,10 @@ def sweep_learned_lstm(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    learned = learned_of(4, gains, error)
-    drive_error, *first = sweep_lstm(error, hidden_error, cell_error, weight, cells, gates, input_precision, learned)
-    return drive_error, learned.inputs, learned.states, *first
-
-
-@custom_operator("pccompile::lstm_recurrence_learned_error")
-def _learned_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    cell_error: Tensor | None,
-    weight: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    gains: Tensor,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    states = {"hidden_error": hidden_error, "cell_error": cell_error}
-    check_error("lstm_error", 4, error, weight, input_precision, states, {"cells": cells}, gates, gains)
-    if not has_data(error):
-        first = [error.new_empty(error.shape[1:]) for _ in range(2)]
-        return gates.new_empty(gates.shape), *learned_of(4, gains, error)[:2], *first
-    return sweep_learned_lstm(error, hidden_error, cell_error, weight, cells, gates, gains, input_precision)
-
-
-for _operator in (_recurrence_error, _learned_error):
-    _operator.register_autograd(refusal("the error sweep of an LSTM was differentiated"))
+    last, kept, options = (hidden_error, cell_error), (cells, gates), (input_precision,)
+    learned, errors = learned_of(4, gains, error), (errors_over_time(4, error),)
+    hidden, cell = sweep_states(launch_lstm_recurrence_error, error, last, weight, kept, errors, options, learned)
+    return *errors, learned.inputs, learned.states, hidden, cell
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -297,7 +210,5 @@ def _backward(ctx: Any, hiddens_error: Tensor, cells_error: Tensor, _: Tensor) -
     return drive_error, of_states.weight_gradient, first_hidden + hiddens_error[0], first_cell + cells_error[0], None
 
 
+_recurrence = register_recurrence("lstm", "an LSTM", 4, predict_lstm, sweep_lstm, sweep_learned_lstm)
 _recurrence.register_autograd(_backward, setup_context=_save)
-register_operations(torch.ops.pccompile.lstm_recurrence, weight=1)
-register_operations(torch.ops.pccompile.lstm_recurrence_error, weight=3)
-register_operations(torch.ops.pccompile.lstm_recurrence_learned_error, weight=3)

@@ -37,12 +37,7 @@ def lstm_recurrence_reference(
 
 
 def lstm_recurrence_error_reference(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    cell_error: Tensor | None,
-    weight: Tensor,
-    cells: Tensor,
-    gates: Tensor,
+    error: Tensor, hidden_error: Tensor | None, cell_error: Tensor | None, weight: Tensor, cells: Tensor, gates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Errors of the drive, of the first hidden state and of the first cell.
 

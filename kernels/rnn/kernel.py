@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pccompile.kernels.activations import activate, activation_slope
-from pccompile.kernels.launches import count_launch
-from pccompile.kernels.products import product_tile
-from pccompile.kernels.recurrence_tiles import carry_back, load_tile, start_state, state_tile
-from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch_constants
+from pccompile.kernels.recurrence_tiles import carry_back, load_tile, start_state, state_product, state_tile
+from pccompile.kernels.recurrences import Configuration, Learned, last_learned, launch
 from pccompile.kernels.tiles import tile_indices
 
 __all__ = [
@@ -41,53 +38,20 @@ def rnn_recurrence_kernel(
     hidden_batch_stride,
     hidden_unit_stride,
     ACTIVATION: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        hidden_ptr,
-        first_hidden_ptr,
-        hidden_batch_stride,
-        hidden_unit_stride,
-        row,
-        inside,
-        units,
-        True,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_column_stride, weight_row_stride)  # its transpose
+    start_state(hidden_ptr, (first_hidden_ptr, hidden_batch_stride, hidden_unit_stride), owned, True, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             z = load_tile(drive_ptr, row, drive_batch_stride, unit, drive_unit_stride, within)
-            z += product_tile(
-                hidden_ptr,
-                units,
-                1,
-                weight_ptr,
-                weight_column_stride,
-                weight_row_stride,
-                row,
-                batch,
-                unit,
-                units,
-                units,
-                hidden_ptr.dtype.element_ty,
-                INPUT_PRECISION,
-                WIDE,
-                UPCAST,
-                BLOCK_SUM,
-            )
+            z += state_product(hidden_ptr, units, weight, owned, unit, PLAN)
             hidden = activate(z, 0.0, ACTIVATION)
             tl.store(hidden_ptr + batch * units + here, hidden.to(hidden_ptr.dtype.element_ty), mask=within)
         tl.debug_barrier()  # the next step reads what other threads have written
@@ -120,34 +84,19 @@ def rnn_recurrence_error_kernel(
     ACTIVATION: tl.constexpr,
     HIDDEN_ERROR: tl.constexpr,
     GAINS: tl.constexpr,  # write what the gradients read as well
-    INPUT_PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,  # int64 offsets
-    UPCAST: tl.constexpr,  # the interpreter's bfloat16 dot is wrong: multiply in float32
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_UNITS: tl.constexpr,
-    BLOCK_SUM: tl.constexpr,
+    PLAN: tl.constexpr,
 ):
     """All time steps of a tile of the batch, from the last to the first."""
-    row = tile_indices(tl.program_id(0), BLOCK_BATCH, WIDE)
-    inside = row < batch
-    start_state(
-        carried_ptr,
-        hidden_error_ptr,
-        hidden_error_batch_stride,
-        hidden_error_unit_stride,
-        row,
-        inside,
-        units,
-        HIDDEN_ERROR,
-        WIDE,
-        BLOCK_BATCH,
-        BLOCK_UNITS,
-    )
+    row = tile_indices(tl.program_id(0), PLAN.block_batch, PLAN.wide)
+    owned = (row, row < batch, batch, units)
+    weight = (weight_ptr, weight_row_stride, weight_column_stride)
+    given = (hidden_error_ptr, hidden_error_batch_stride, hidden_error_unit_stride)
+    start_state(carried_ptr, given, owned, HIDDEN_ERROR, PLAN)
     tl.debug_barrier()
 
     for _ in range(0, steps):
-        for unit_tile in range(0, (units + BLOCK_UNITS - 1) // BLOCK_UNITS):
-            unit, within, here = state_tile(unit_tile, row, inside, units, WIDE, BLOCK_UNITS)
+        for unit_tile in range(0, (units + PLAN.block_units - 1) // PLAN.block_units):
+            unit, within, here = state_tile(unit_tile, owned, PLAN)
             d_hidden = load_tile(error_ptr, row, error_batch_stride, unit, error_unit_stride, within)
             d_hidden += tl.load(carried_ptr + here, mask=within, other=0.0)
             hidden = load_tile(hidden_ptr, row, units, unit, 1, within)
@@ -158,24 +107,7 @@ def rnn_recurrence_error_kernel(
                 tl.store(learned_input_ptr + here, (drive_error * tl.load(input_gain_ptr)).to(dtype), mask=within)
                 tl.store(learned_state_ptr + here, (drive_error * tl.load(state_gain_ptr)).to(dtype), mask=within)
         tl.debug_barrier()  # the products read what other threads have written
-        carry_back(
-            carried_ptr,
-            drive_error_ptr,
-            weight_ptr,
-            row,
-            inside,
-            batch,
-            units,
-            units,
-            weight_row_stride,
-            weight_column_stride,
-            False,
-            INPUT_PRECISION,
-            WIDE,
-            UPCAST,
-            BLOCK_UNITS,
-            BLOCK_SUM,
-        )
+        carry_back(carried_ptr, drive_error_ptr, weight, owned, 1, False, PLAN)
         tl.debug_barrier()
         error_ptr -= error_step_stride
         hidden_ptr -= batch * units
@@ -210,26 +142,18 @@ def launch_rnn_recurrence(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(drive, input_precision, configuration, drive[0], weight, hidden)
     steps, batch, units = drive.shape
-    if batch * units == 0:
-        return
-    count_launch("rnn_recurrence")
-    with torch.cuda.device_of(drive):
-        rnn_recurrence_kernel[grid](
-            drive,
-            weight,
-            hidden,
-            hiddens,
-            steps,
-            batch,
-            units,
-            *drive.stride(),
-            *weight.stride(),
-            *hidden.stride(),
-            ACTIVATION=activation,
-            **constants,
-        )
+    launch(
+        "rnn_recurrence",
+        rnn_recurrence_kernel,
+        (steps, batch, units),
+        (drive, weight, hidden, hiddens),
+        (*drive.stride(), *weight.stride(), *hidden.stride()),
+        (drive[0], weight, hidden),
+        input_precision,
+        configuration,
+        ACTIVATION=activation,
+    )
 
 
 def launch_rnn_recurrence_error(
@@ -261,29 +185,19 @@ def launch_rnn_recurrence_error(
     Raises:
         UsageError: the tensors are not on a GPU, and the kernels are not interpreted.
     """
-    grid, constants = launch_constants(error, input_precision, configuration, error[0], hidden_error, weight)
     steps, batch, units = error.shape
-    if batch * units == 0:
-        return
     given = weight if hidden_error is None else hidden_error
-    count_launch("rnn_recurrence_error")
-    with torch.cuda.device_of(error):
-        rnn_recurrence_error_kernel[grid](
-            error[-1],
-            given,
-            weight,
-            hiddens[-1],
-            drive_error[-1],
-            *last_learned(learned, drive_error),
-            first_hidden_error,
-            steps,
-            batch,
-            units,
-            *error.stride(),
-            *given.stride(),
-            *weight.stride(),
-            ACTIVATION=activation,
-            HIDDEN_ERROR=hidden_error is not None,
-            GAINS=learned is not None,
-            **constants,
-        )
+    places = (drive_error[-1], *last_learned(learned, drive_error), first_hidden_error)
+    launch(
+        "rnn_recurrence_error",
+        rnn_recurrence_error_kernel,
+        (steps, batch, units),
+        (error[-1], given, weight, hiddens[-1], *places),
+        (*error.stride(), *given.stride(), *weight.stride()),
+        (error[0], hidden_error, weight),
+        input_precision,
+        configuration,
+        ACTIVATION=activation,
+        HIDDEN_ERROR=hidden_error is not None,
+        GAINS=learned is not None,
+    )

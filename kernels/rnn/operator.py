@@ -9,20 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pccompile.errors import UsageError
-from pccompile.kernels.arguments import refusal
-from pccompile.kernels.operators import custom_operator, has_data
-from pccompile.kernels.recurrence_operators import (
-    check_error,
-    check_recurrence,
-    drive_of,
-    first_errors,
-    gradients_over_time,
-    register_operations,
-    state_gradients,
-    without_steps,
-)
-from pccompile.kernels.recurrences import Learned, learned_of
+from pccompile.kernels.recurrence_operators import errors_over_time, predict_states, register_recurrence, sweep_states
+from pccompile.kernels.recurrence_products import drive_of, gradients_over_time, state_gradients
+from pccompile.kernels.recurrences import learned_of
 from pccompile.kernels.rnn.kernel import launch_rnn_recurrence, launch_rnn_recurrence_error
 
 __all__ = [
@@ -129,8 +118,7 @@ def rnn_error(
         parent_error: whether to compute the error with respect to x.
         weight_gradient: whether to compute gain times the derivatives with respect to both weights.
         bias_gradient: whether to compute gain times that with respect to the bias.
-        gain: factor of the gradients, read at run time.
-        input_precision: how float32 products are formed, "ieee" or "tf32".
+        gain, input_precision: as for `linear_error`.
 
     Raises:
         UsageError: no kernel takes this dtype, device, activation or input_precision.
@@ -139,19 +127,9 @@ def rnn_error(
     drive_error, first = torch.ops.pccompile.rnn_recurrence_error(
         error, hidden_error, weight_hidden, hiddens, activation, input_precision
     )
-    of_inputs, of_states = gradients_over_time(
-        drive_error,
-        x,
-        weight_input,
-        drive_error,
-        hiddens,
-        weight_hidden,
-        parent_error=parent_error,
-        weight_gradient=weight_gradient,
-        bias_gradient=bias_gradient,
-        gain=gain,
-        input_precision=input_precision,
-    )
+    inputs, states = (drive_error, x, weight_input), (drive_error, hiddens, weight_hidden)
+    asked = parent_error, weight_gradient, bias_gradient
+    of_inputs, of_states = gradients_over_time(inputs, states, *asked, gain, input_precision)
     return RNNErrorSweep(
         of_inputs.parent_error,
         first,
@@ -161,71 +139,20 @@ def rnn_error(
     )
 
 
-def _check_activation(activation: str) -> None:
-    if activation not in ("tanh", "relu"):
-        raise UsageError(f"activation={activation!r}", cure='use "tanh" or "relu"')
-
-
-def _empty_states(drive: Tensor) -> Tensor:
-    """Hidden states (steps + 1, batch, units)."""
-    steps, batch, units = drive.shape
-    return drive.new_empty(steps + 1, batch, units)
-
-
 def predict_rnn(drive: Tensor, weight: Tensor, hidden: Tensor, activation: str, input_precision: str) -> Tensor:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    hiddens = _empty_states(drive)
-    if drive.shape[0] == 0:
-        without_steps((hiddens[0],), (hidden,))
-    else:
-        launch_rnn_recurrence(drive, weight, hidden, hiddens, activation, input_precision)
+    options = activation, input_precision
+    (hiddens,) = predict_states(launch_rnn_recurrence, drive, (weight,), (hidden,), options, keeps_gates=False)
     return hiddens
 
 
-@custom_operator("pccompile::rnn_recurrence")
-def _recurrence(drive: Tensor, weight: Tensor, hidden: Tensor, activation: str, input_precision: str) -> Tensor:
-    check_recurrence("rnn_recurrence", 1, drive, weight, input_precision, {"hidden": hidden})
-    _check_activation(activation)
-    if not has_data(drive):
-        return _empty_states(drive)
-    return predict_rnn(drive, weight, hidden, activation, input_precision)
-
-
 def sweep_rnn(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    activation: str,
-    input_precision: str,
-    learned: Learned | None = None,
+    error: Tensor, hidden_error: Tensor | None, weight: Tensor, hiddens: Tensor, activation: str, input_precision: str
 ) -> tuple[Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    drive_error = error.new_empty(error.shape)
-    (first,) = first_errors(error, 1)
-    if error.shape[0] == 0:
-        without_steps((first,), (hidden_error,))
-    else:
-        kept, errors, options = hiddens.contiguous(), (drive_error, first), (activation, input_precision)
-        launch_rnn_recurrence_error(error, hidden_error, weight, kept, *errors, *options, learned=learned)
-    # A float32 tensor is itself what .to returns: it was made here.
-    return drive_error, first.to(error.dtype)
-
-
-@custom_operator("pccompile::rnn_recurrence_error")
-def _recurrence_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    activation: str,
-    input_precision: str,
-) -> tuple[Tensor, Tensor]:
-    check_error("rnn_error", 1, error, weight, input_precision, {"hidden_error": hidden_error}, {"hiddens": hiddens})
-    _check_activation(activation)
-    if not has_data(error):
-        return error.new_empty(error.shape), error.new_empty(error.shape[1:])
-    return sweep_rnn(error, hidden_error, weight, hiddens, activation, input_precision)
+    last, options, drive_error = (hidden_error,), (activation, input_precision), errors_over_time(1, error)
+    (first,) = sweep_states(launch_rnn_recurrence_error, error, last, weight, (hiddens,), (drive_error,), options)
+    return drive_error, first
 
 
 def sweep_learned_rnn(
@@ -238,32 +165,10 @@ def sweep_learned_rnn(
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator without its checks and its dispatch, for callers that know what they pass."""
-    learned = learned_of(1, gains, error)
-    drive_error, first = sweep_rnn(error, hidden_error, weight, hiddens, activation, input_precision, learned)
-    return drive_error, learned.inputs, learned.states, first
-
-
-@custom_operator("pccompile::rnn_recurrence_learned_error")
-def _learned_error(
-    error: Tensor,
-    hidden_error: Tensor | None,
-    weight: Tensor,
-    hiddens: Tensor,
-    gains: Tensor,
-    activation: str,
-    input_precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    states, over_time = {"hidden_error": hidden_error}, {"hiddens": hiddens}
-    check_error("rnn_error", 1, error, weight, input_precision, states, over_time, None, gains)
-    _check_activation(activation)
-    if not has_data(error):
-        inputs, from_states, _ = learned_of(1, gains, error)
-        return error.new_empty(error.shape), inputs, from_states, error.new_empty(error.shape[1:])
-    return sweep_learned_rnn(error, hidden_error, weight, hiddens, gains, activation, input_precision)
-
-
-for _operator in (_recurrence_error, _learned_error):
-    _operator.register_autograd(refusal("the error sweep of an RNN was differentiated"))
+    last, options, learned = (hidden_error,), (activation, input_precision), learned_of(1, gains, error)
+    errors = (errors_over_time(1, error),)
+    (first,) = sweep_states(launch_rnn_recurrence_error, error, last, weight, (hiddens,), errors, options, learned)
+    return *errors, learned.inputs, learned.states, first
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -281,7 +186,5 @@ def _backward(ctx: Any, hiddens_error: Tensor) -> tuple[Tensor | None, ...]:
     return drive_error, of_states.weight_gradient, first + hiddens_error[0], None, None
 
 
+_recurrence = register_recurrence("rnn", "an RNN", 1, predict_rnn, sweep_rnn, sweep_learned_rnn)
 _recurrence.register_autograd(_backward, setup_context=_save)
-register_operations(torch.ops.pccompile.rnn_recurrence, weight=1)
-register_operations(torch.ops.pccompile.rnn_recurrence_error, weight=2)
-register_operations(torch.ops.pccompile.rnn_recurrence_learned_error, weight=2)

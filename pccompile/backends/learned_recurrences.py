@@ -6,9 +6,8 @@ the products for the parameters read, times the gains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,15 +15,8 @@ from torch import Tensor
 from pccompile.backends.choice import is_faster, is_measured, is_on_gpu
 from pccompile.backends.networks import Joined
 from pccompile.backends.opened import Apart
-from pccompile.backends.recurrences import (
-    Layer,
-    drive_of,
-    gradients_of,
-    joint_graph,
-    network_of,
-    objection_to_network,
-    sum_of_biases,
-)
+from pccompile.backends.recurrence_kinds import KINDS, Kind, Layer, gradients_of
+from pccompile.backends.recurrences import joint_graph, network_of, objection_to_network
 from pccompile.derivatives import LocalFunction
 from pccompile.kernels.devices import recurrence_precision
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution, fragment_of
@@ -33,8 +25,6 @@ if TYPE_CHECKING:
     from pccompile.backends.executables import Compile
 
 __all__ = ["learned_network", "substitution_for_joined"]
-
-_own = torch.ops.pccompile
 
 
 def substitution_for_joined(
@@ -88,7 +78,7 @@ def learned_network(
     places = iter(gains.unbind(0))
 
     def layer_of(x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _LearnedLayer.apply(_KINDS[kind], next(places), x, *layer, *states)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, ...] = _LearnedLayer.apply(KINDS[kind], next(places), x, *layer, *states)  # type: ignore[no-untyped-call]
         return found
 
     if first_gains is not None:
@@ -116,30 +106,13 @@ def _scaled_error(state: Tensor, gains: Tensor) -> Tensor:
     return scaled
 
 
-class _Kind(NamedTuple):
-    """What tells one recurrence from another.
-
-    Attributes:
-        sums_biases: whether both biases are added before anything else is done.
-        predict: (drive, weight, bias, states, precision) -> hidden states, and what else the error reads.
-        error: (error, errors of the last states, weight, what predict gave, gains, precision) -> the drive's error,
-            what the gradients of inputs and of hidden states read, and the errors of the first states.
-        last: what predict gave -> the last states.
-    """
-
-    sums_biases: bool
-    predict: Callable[..., tuple[Tensor, ...]]
-    error: Callable[..., tuple[Tensor, ...]]
-    last: Callable[..., tuple[Tensor, ...]]
-
-
 class _LearnedLayer(torch.autograd.Function):
     """A layer in a direction: its outputs (steps, batch, units) and last states."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        kind: _Kind,
+        kind: Kind,
         gains: Tensor,
         x: Tensor,
         weight: Tensor,
@@ -149,72 +122,20 @@ class _LearnedLayer(torch.autograd.Function):
         *states: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.kind, ctx.precision = kind, recurrence_precision()
-        layer = Layer(weight, recurrent, bias, recurrent_bias)
-        drive = drive_of(x, weight, sum_of_biases(layer) if kind.sums_biases else bias)
+        drive = kind.drive(x, Layer(weight, recurrent, bias, recurrent_bias))
         found = kind.predict(drive, recurrent, recurrent_bias, states, ctx.precision)
         ctx.save_for_backward(gains, x, weight, recurrent, *found)
         ctx.set_materialize_grads(False)
-        return found[0][1:], *kind.last(*found)
+        return found[0][1:], *kind.last(found)
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
         gains, x, weight, recurrent, *found = ctx.saved_tensors
         _, _, wants_x, wants_weight, wants_recurrent, wants_bias, wants_recurrent_bias, *_ = ctx.needs_input_grad
-        error, *of_states = errors
-        if error is None:
-            error = torch.zeros_like(found[0][1:])
-        drive_error, inputs, states, *first = ctx.kind.error(error, of_states, recurrent, found, gains, ctx.precision)
+        drive_error, inputs, states, *first = ctx.kind.error(errors, recurrent, found, ctx.precision, gains)
         d_weight, d_bias = gradients_of(inputs, x, wants_weight, wants_bias)
         d_recurrent, d_recurrent_bias = gradients_of(states, found[0][:-1], wants_recurrent, wants_recurrent_bias)
         d_x = None
         if wants_x:
             d_x = (drive_error.view(-1, weight.shape[0]) @ weight).view(x.shape)
         return None, None, d_x, d_weight, d_recurrent, d_bias, d_recurrent_bias, *first
-
-
-def _predict_lstm(drive: Tensor, weight: Tensor, _: Any, states: Sequence[Tensor], precision: str) -> Any:
-    return _own.lstm_recurrence(drive, weight, *states, precision)
-
-
-def _lstm_error(error: Tensor, states: Any, weight: Tensor, found: Any, gains: Tensor, precision: str) -> Any:
-    return _own.lstm_recurrence_learned_error(error, *states, weight, *found[1:], gains, precision)
-
-
-def _predict_gru(drive: Tensor, weight: Tensor, bias: Any, states: Sequence[Tensor], precision: str) -> Any:
-    return _own.gru_recurrence(drive, weight, bias, *states, precision)
-
-
-def _gru_error(error: Tensor, states: Any, weight: Tensor, found: Any, gains: Tensor, precision: str) -> Any:
-    return _own.gru_recurrence_learned_error(error, *states, weight, *found, gains, precision)
-
-
-def _predict_rnn(
-    activation: str, drive: Tensor, weight: Tensor, _: Any, states: Sequence[Tensor], precision: str
-) -> Any:
-    return (_own.rnn_recurrence(drive, weight, *states, activation, precision),)
-
-
-def _rnn_error(
-    activation: str, error: Tensor, states: Any, weight: Tensor, found: Any, gains: Tensor, precision: str
-) -> Any:
-    return _own.rnn_recurrence_learned_error(error, *states, weight, *found, gains, activation, precision)
-
-
-def _last_hidden(hiddens: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return (hiddens[-1],)
-
-
-def _last_hidden_and_cell(hiddens: Tensor, cells: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return hiddens[-1], cells[-1]
-
-
-_KINDS = {
-    "lstm": _Kind(True, _predict_lstm, _lstm_error, _last_hidden_and_cell),
-    "gru": _Kind(False, _predict_gru, _gru_error, _last_hidden),
-    **{
-        f"rnn_{activation}": _Kind(
-            True, partial(_predict_rnn, activation), partial(_rnn_error, activation), _last_hidden
-        )
-        for activation in ("tanh", "relu")
-    },
-}

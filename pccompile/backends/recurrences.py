@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from pccompile.backends.choice import is_faster, is_measured, is_on_gpu, objection_to, random_like
 from pccompile.backends.patterns.match import argument
+from pccompile.backends.recurrence_kinds import KINDS, Kind, Layer, gradients_of
 from pccompile.derivatives import LocalFunction
 from pccompile.kernels.devices import recurrence_precision
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported, fragment_of
@@ -25,14 +26,10 @@ if TYPE_CHECKING:
     from pccompile.backends.executables import Compile
 
 __all__ = [
-    "Layer",
-    "drive_of",
-    "gradients_of",
     "joint_graph",
     "network_of",
     "objection_to_network",
     "substitution_for",
-    "sum_of_biases",
 ]
 
 _aten = torch.ops.aten
@@ -119,15 +116,6 @@ def _by_the_engine(function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Callab
 # The networks, as the operators have them -----------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
-    """The parameters of a layer in a direction; torch names them weight_ih, weight_hh, bias_ih and bias_hh."""
-
-    input: Tensor
-    recurrent: Tensor
-    input_bias: Tensor | None = None
-    recurrent_bias: Tensor | None = None
-
-
 Recurrence = Callable[[Tensor, Layer, Sequence[Tensor]], tuple[Tensor, ...]]
 
 
@@ -171,126 +159,38 @@ def network_of(
     return x, *(torch.stack(state) if len(state) > 1 else state[0][None] for state in zip(*reached, strict=True))
 
 
-def drive_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the inputs contribute to the gates, at all time steps: (steps, batch, gates) in one product."""
-    rows, transposed = x.reshape(-1, x.shape[-1]), weight.t()
-    product = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
-    return product.view(*x.shape[:-1], weight.shape[0])
-
-
-def sum_of_biases(layer: Layer) -> Tensor | None:
-    """Where both are added before anything else is done, one stands for both."""
-    return None if layer.input_bias is None else layer.input_bias + layer.recurrent_bias  # type: ignore[operator]
-
-
-def _rnn_layer(activation: str, x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    drive = drive_of(x, layer.input, sum_of_biases(layer))
-    found: tuple[Tensor, ...] = _RNNRecurrence.apply(drive, layer.recurrent, *states, activation)  # type: ignore[no-untyped-call]
+def _layer(kind: Kind, x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    bias = layer.recurrent_bias if kind.biases_apart else None
+    found: tuple[Tensor, ...] = _Recurrence.apply(kind, kind.drive(x, layer), layer.recurrent, bias, *states)  # type: ignore[no-untyped-call]
     return found
 
 
-class _RNNRecurrence(torch.autograd.Function):
-    """`pccompile::rnn_recurrence` and its error; see `_LSTMRecurrence`."""
-
-    @staticmethod
-    def forward(ctx: Any, drive: Tensor, weight: Tensor, hidden: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-        ctx.options = activation, recurrence_precision()
-        hiddens = torch.ops.pccompile.rnn_recurrence(drive, weight, hidden, *ctx.options)
-        ctx.save_for_backward(weight, hiddens)
-        ctx.set_materialize_grads(False)
-        return hiddens[1:], hiddens[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, hiddens = ctx.saved_tensors
-        error, hidden_error = errors
-        if error is None:
-            error = torch.zeros_like(hiddens[1:])
-        drive_error, first = torch.ops.pccompile.rnn_recurrence_error(
-            error, hidden_error, weight, hiddens, *ctx.options
-        )
-        d_weight, _ = gradients_of(drive_error, hiddens[:-1], ctx.needs_input_grad[1], False)
-        return drive_error, d_weight, first, None
-
-
-def _lstm_layer(x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    drive = drive_of(x, layer.input, sum_of_biases(layer))
-    found: tuple[Tensor, ...] = _LSTMRecurrence.apply(drive, layer.recurrent, *states)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _LSTMRecurrence(torch.autograd.Function):
-    """`pccompile::lstm_recurrence` and its error, with nothing between them but what a layer needs.
+class _Recurrence(torch.autograd.Function):
+    """A recurrence's operator and its error, with nothing between them but what a layer needs.
 
     The operator's own derivative takes the errors of all the states that it returns, which a layer would have to put
     together first; and the product that is dU is a node here, which a pattern may take.
     """
 
     @staticmethod
-    def forward(ctx: Any, drive: Tensor, weight: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.precision = recurrence_precision()
-        hiddens, cells, gates = torch.ops.pccompile.lstm_recurrence(drive, weight, hidden, cell, ctx.precision)
-        ctx.save_for_backward(weight, hiddens, cells, gates)
+    def forward(
+        ctx: Any, kind: Kind, drive: Tensor, weight: Tensor, bias: Tensor | None, *states: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.kind, ctx.precision = kind, recurrence_precision()
+        found = kind.predict(drive, weight, bias, states, ctx.precision)
+        ctx.save_for_backward(weight, *found)
         ctx.set_materialize_grads(False)
-        return hiddens[1:], hiddens[-1], cells[-1]
+        return found[0][1:], *kind.last(found)
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, hiddens, cells, gates = ctx.saved_tensors
-        error, hidden_error, cell_error = errors
-        if error is None:
-            error = torch.zeros_like(hiddens[1:])
-        drive_error, first_hidden, first_cell = torch.ops.pccompile.lstm_recurrence_error(
-            error, hidden_error, cell_error, weight, cells, gates, ctx.precision
-        )
-        d_weight, _ = gradients_of(drive_error, hiddens[:-1], ctx.needs_input_grad[1], False)
-        return drive_error, d_weight, first_hidden, first_cell
-
-
-def _gru_layer(x: Tensor, layer: Layer, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    drive = drive_of(x, layer.input, layer.input_bias)
-    found: tuple[Tensor, ...] = _GRURecurrence.apply(drive, layer.recurrent, layer.recurrent_bias, *states)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _GRURecurrence(torch.autograd.Function):
-    """`pccompile::gru_recurrence` and its error; see `_LSTMRecurrence`."""
-
-    @staticmethod
-    def forward(ctx: Any, drive: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.precision = recurrence_precision()
-        hiddens, gates = torch.ops.pccompile.gru_recurrence(drive, weight, bias, hidden, ctx.precision)
-        ctx.save_for_backward(weight, hiddens, gates)
-        ctx.set_materialize_grads(False)
-        return hiddens[1:], hiddens[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, hiddens, gates = ctx.saved_tensors
-        error, hidden_error = errors
-        if error is None:
-            error = torch.zeros_like(hiddens[1:])
-        drive_error, state_error, first = torch.ops.pccompile.gru_recurrence_error(
-            error, hidden_error, weight, hiddens, gates, ctx.precision
-        )
-        return drive_error, *gradients_of(state_error, hiddens[:-1], *ctx.needs_input_grad[1:3]), first
-
-
-def gradients_of(error: Tensor, read: Tensor, of_weight: bool, of_bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """d^T x and d, summed over time steps and samples, as autograd writes those of a linear layer.
-
-    Args:
-        error: (steps, batch, gates).
-        read: (steps, batch, units), what the weight was multiplied with.
-    """
-    rows = error.reshape(-1, error.shape[-1])
-    d_weight = rows.t() @ read.reshape(-1, read.shape[-1]) if of_weight else None
-    return d_weight, rows.sum(0, keepdim=True).view(-1) if of_bias else None
+        weight, *found = ctx.saved_tensors
+        swept = ctx.kind.error(errors, weight, found, ctx.precision)
+        over_time, first = swept[: -ctx.kind.states], swept[-ctx.kind.states :]
+        # The error of what hidden states contribute is the drive's where nothing lies between them.
+        return None, over_time[0], *gradients_of(over_time[-1], found[0][:-1], *ctx.needs_input_grad[2:4]), *first
 
 
 _NETWORKS: dict[Any, Callable[..., Any]] = {
-    _aten.rnn_tanh.input: partial(network_of, partial(_rnn_layer, "tanh")),
-    _aten.rnn_relu.input: partial(network_of, partial(_rnn_layer, "relu")),
-    _aten.lstm.input: partial(network_of, _lstm_layer),
-    _aten.gru.input: partial(network_of, _gru_layer),
+    getattr(_aten, name).input: partial(network_of, partial(_layer, kind)) for name, kind in KINDS.items()
 }
