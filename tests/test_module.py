@@ -269,7 +269,7 @@ def test_unknown_options_are_refused_by_name():
         with pytest.raises(UsageError, match="choose one of"):
             pccompile.compile(mlp(), **options)
     for rule in ("zil", pccompile.ZIL):
-        with pytest.raises(UsageError, match="(?si)rule=.*zil.*give one of ZIL"):
+        with pytest.raises(UsageError, match=r"(?si)rule=.*zil.*give one of ZIL"):
             pccompile.compile(mlp(), rule)
     with pytest.raises(UsageError, match=r"torch\.nn\.Module"):
         pccompile.compile(lambda x: x)
