@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pccompile.kernels.devices import PROCESSORS, Architecture
+from pccompile.kernels.strict_sweep.configurations import GradientConfiguration
 from pccompile.kernels.tables import Space, overlaid
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "GRADIENT_SPACE",
     "SPACE",
     "Configuration",
-    "GradientConfiguration",
     "samples_for",
 ]
 
@@ -39,24 +39,6 @@ class Configuration:
     block_rows: int
     block_columns: int
     block_sum: int
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class GradientConfiguration:
-    """How the weights' gradients are cut up.
-
-    Attributes:
-        block_out, block_in: the tile of dW that a program owns.
-        block_rows: positions summed per iteration.
-        warps: warps (wavefronts) per program.
-        stages: depth of the software pipeline.
-    """
-
-    block_out: int
-    block_in: int
-    block_rows: int
     warps: int
     stages: int
 

@@ -24,13 +24,13 @@ from pccompile.kernels.network_sweep.configurations import (
     CONFIGURATIONS,
     GRADIENTS,
     Configuration,
-    GradientConfiguration,
     samples_for,
 )
 from pccompile.kernels.network_sweep.gradients import network_gradients_kernel
 from pccompile.kernels.network_sweep.kernel import network_sweep_kernel
 from pccompile.kernels.network_sweep.layout import LayerKind, Layout, NetworkLayer, known_layout
 from pccompile.kernels.network_sweep.plan import GradientPlan, LayerPlan, LayerShare, Plan
+from pccompile.kernels.strict_sweep.configurations import GradientConfiguration
 from pccompile.kernels.strict_sweep.launch import Buffers, Settings
 from pccompile.kernels.tiles import needs_wide_offsets
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from pccompile.kernels.activations import activation_named
 from pccompile.kernels.network_sweep.layout import NetworkLayer
 from pccompile.kernels.strict_sweep.plan import Loss
-from pccompile.kernels.strict_sweep.reference import output_loss
+from pccompile.kernels.strict_sweep.reference import inferred
 
 __all__ = ["NetworkReference", "network_sweep_reference"]
 
@@ -57,38 +57,14 @@ def network_sweep_reference(
 
     Args are those of network_sweep, of any one floating dtype; everything is computed in that dtype.
     """
-    if averaged:
-        loss_factor = loss_factor / int((target != ignore_index).sum())
-    depth = len(layers)
-    free = range(depth if free_output else depth - 1)
-    values: list[Tensor] = []
-    for layer in layers:
-        values.append(_predict(layer, values[-1] if values else x, negative_slope))
-    moments = [torch.zeros_like(value) for value in values]
-    errors = [torch.zeros_like(value) for value in values]
-    energies = []
-    for step in range(steps + 1):
-        below = [x, *values[:-1]]
-        predictions = [_predict(layer, value, negative_slope) for layer, value in zip(layers, below, strict=True)]
-        if not free_output:
-            values[-1] = predictions[-1]
-        if step < steps or learn_errors == "current":
-            losses, output_error = output_loss(values[-1].flatten(1), target, loss, loss_factor, ignore_index)
-            output_error = output_error.view(values[-1].shape)
-            errors = [values[index] - predictions[index] for index in free]
-            hidden = (error.flatten(1).square().sum(1) for error in errors)
-            energies.append(losses + sum(hidden, torch.zeros_like(losses)) / 2)
-            errors += [] if free_output else [output_error]
-        if step == steps:
-            break
-        for index in free:
-            if index == depth - 1:
-                above = output_error
-            else:
-                above, _, _ = _carried_back(layers[index + 1], values[index], errors[index + 1], negative_slope)
-            moments[index] = momentum * moments[index] + above - errors[index]
-        for index in free:
-            values[index] = values[index] + step_size * moments[index]
+    values, errors, energies = inferred(
+        x,
+        target,
+        len(layers),
+        lambda layer, below: _predict(layers[layer], below, negative_slope),
+        lambda layer, below, error: _carried_back(layers[layer], below, error, negative_slope)[0],
+        *(steps, step_size, loss, loss_factor, averaged, momentum, free_output, learn_errors, ignore_index),
+    )
     below = [x, *values[:-1]]
     learned = [_carried_back(*each, negative_slope)[1:] for each in zip(layers, below, errors, strict=True)]
     return NetworkReference(
@@ -96,7 +72,7 @@ def network_sweep_reference(
         errors,
         [gradient_factor * weight for weight, _ in learned],
         [gradient_factor * bias for _, bias in learned],
-        torch.stack(energies),
+        energies,
     )
 
 

@@ -47,14 +47,14 @@ class GradientConfiguration:
 
     Attributes:
         block_out, block_in: the tile of dW that a program owns.
-        block_batch: rows summed per iteration.
+        block_rows: rows (of a convolution, positions of images) summed per iteration.
         warps: warps (wavefronts) per program.
         stages: depth of the software pipeline.
     """
 
     block_out: int
     block_in: int
-    block_batch: int
+    block_rows: int
     warps: int
     stages: int
 
@@ -110,7 +110,7 @@ _SHIPPED_GRADIENTS: _GradientTable = {
 }
 
 SPACE = Space("strict_sweep", (("block_batch", "block_out", "block_sum"),))
-GRADIENT_SPACE = Space("chain_gradients", (("block_out", "block_in", "block_batch"),))
+GRADIENT_SPACE = Space("chain_gradients", (("block_out", "block_in", "block_rows"),))
 CONFIGURATIONS: _Table = overlaid(SPACE, _SHIPPED)
 GRADIENTS: _GradientTable = overlaid(GRADIENT_SPACE, _SHIPPED_GRADIENTS)
 

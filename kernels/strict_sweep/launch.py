@@ -330,7 +330,7 @@ def launch_chain_gradients(
                 upcast=interpreted() and x.dtype is not torch.float32,
                 block_out=chosen.block_out,
                 block_in=chosen.block_in,
-                block_batch=chosen.block_batch,
+                block_batch=chosen.block_rows,
             ),
             num_warps=chosen.warps,
             num_stages=chosen.stages,
