@@ -92,8 +92,8 @@ def _match(key: str, loop: Writer, kept: Collection[str]) -> _Moved | None:
     difference, step_size = after.args[1], after.kwargs.get("alpha")
     pulled, error = _operands(difference, operator.sub)
     _, prediction = _operands(error, operator.sub)
-    _, weight = _operands(pulled, _aten.mm.default)
-    if not {prediction, weight, step_size} <= same or error.args[0] is not value:
+    errors, weight = _operands(pulled, _aten.mm.default)
+    if not {prediction, weight, step_size} <= same or error.args[0] is not value or not _is_whole(errors):
         return None
     if any(len(node.users) > 1 or node in exported for node in (difference, pulled, error)):
         return None
@@ -110,6 +110,11 @@ def _match(key: str, loop: Writer, kept: Collection[str]) -> _Moved | None:
     if value.meta["val"].dtype not in DTYPES or not _pays(rows, narrow, wide):
         return None
     return _Moved(key, keys[prediction], keys[weight], keys[step_size], read, pulled, error, difference, after)
+
+
+def _is_whole(errors: Any) -> bool:
+    """Whether sums of them have their layout: derivatives of a sum are one number, expanded."""
+    return bool(errors.meta["val"].is_contiguous())
 
 
 def _operands(node: Any, target: Any) -> tuple[Any, Any]:
@@ -151,7 +156,7 @@ def _pulled_first(writer: Writer, step: fx.Node, moved: _Moved) -> fx.Node | Non
     prediction, pulled = step.args
     error, weight = _operands(pulled, _aten.mm.default)
     fits = keys.get(prediction) == moved.prediction and keys.get(weight) == moved.weight
-    return error if fits else None
+    return error if fits and _is_whole(error) else None
 
 
 def _rewrite(

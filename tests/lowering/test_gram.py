@@ -147,3 +147,15 @@ def test_with_energies_recorded_the_value_is_carried():
     pc.record_energies = True
     pc.loss(torch.randn(8, 12), torch.arange(8) % 4).backward()
     assert len(pc.energies) == STRICT.steps + 1 and not sums(pc)
+
+
+def squared_sum(outputs, target):
+    return (outputs.sum(1) - target).square().mean()
+
+
+@pytest.mark.parametrize("backend", ["aten", "inductor"])
+def test_with_errors_that_are_numbers_expanded_the_value_is_carried(backend):
+    pc, found = trained(shallow, dtype=torch.float32, loss_fn=squared_sum, backend=backend)
+    assert not sums(pc)
+    _, expected = trained(shallow, dtype=torch.float32, loss_fn=squared_sum, optimize=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
