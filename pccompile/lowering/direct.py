@@ -159,7 +159,7 @@ def _step_in_parts(graph: fx.Graph) -> None:
     """
     for node in list(graph.find_nodes(op="call_function", target=torch.add)):
         value, added = node.args
-        if node.meta["val"].dtype is not torch.float32 or "alpha" not in node.kwargs:
+        if node.meta["val"].dtype is not torch.float32 or not _same_kind(value, node) or "alpha" not in node.kwargs:
             continue
         if added.target is operator.sub and len(added.users) == 1:
             pulled, error = added.args
@@ -176,7 +176,7 @@ def _step_in_parts(graph: fx.Graph) -> None:
             for unused in [added, error] if is_lone else [added]:
                 graph.erase_node(unused)
         value, added = node.args
-        if _is_lone_product(added) and value.meta["val"].shape == node.meta["val"].shape:
+        if _is_lone_product(added) and node.meta["val"].is_contiguous():
             node.target, node.args = torch.addmm, (value, *added.args)
             graph.erase_node(added)
 

@@ -146,15 +146,25 @@ class Expansion:
         finally:
             self.state = saved
         stepped = {key for vertex, key in self.keys.items() if (Action.DESCEND, vertex) in self.lowered.program.updates}
-        for index, (before, loop) in enumerate(pairwise(written)):
+        for before, loop in pairwise(written):
             if loop.piece is not None and loop.piece.loop:
                 hoist(self.space, before.writer, loop.writer, stepped | set(loop.writer.exports))
-                if self.sums_errors:
-                    kept = {part.key for one in written for value in one.results.values() for part in _parts(value)}
-                    writers = [one.writer for one in (self.prediction, *written)]
-                    earlier, later = writers[: index + 1], writers[index + 3 :]
-                    sum_errors(self.space, earlier, before.writer, loop.writer, later, stepped | kept)
+        if self.sums_errors:
+            self._sum_errors(written, stepped)
         return written, keys
+
+    def _sum_errors(self, written: list[_Written], stepped: set[str]) -> None:
+        """Let loops carry sums of errors in the place of values, and drop what nobody reads any more."""
+        kept = {part.key for one in written for value in one.results.values() for part in _parts(value)}
+        writers = [one.writer for one in written]
+        for index, loop in enumerate(written):
+            if loop.piece is not None and loop.piece.loop:
+                before, later = writers[index - 1], writers[index + 1 :]
+                sum_errors(self.space, writers[: index - 1], before, loop.writer, later, stepped | kept)
+        read = kept | {key for writer in writers for key, node in writer.imports.items() if node.users}
+        for writer in writers:
+            read |= {key for _, key in writer.descents if key is not None}
+            writer.exports = {key: node for key, node in writer.exports.items() if key in read}
 
     # Pieces -----------------------------------------------------------------------------------------------------------
 

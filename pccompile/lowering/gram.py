@@ -103,8 +103,8 @@ def _match(key: str, loop: Writer, kept: Collection[str]) -> _Moved | None:
     (read,) = readers
     if read.target not in (_aten.addmm.default, _aten.mm.default) or not set(read.args) - {value} <= same:
         return None
-    *_, factor, transposed = read.args
-    if factor is not value or transposed.meta.get("transpose_of") != keys[weight]:
+    *bias, factor, transposed = read.args
+    if factor is not value or value in bias or transposed.meta.get("transpose_of") != keys[weight]:
         return None
     rows, (wide, narrow) = value.meta["val"].shape[0], weight.meta["val"].shape
     if value.meta["val"].dtype not in DTYPES or not _pays(rows, narrow, wide):
@@ -139,9 +139,9 @@ def _start(space: Space, moved: _Moved, earlier: Sequence[Writer], before: Write
     if source == moved.prediction:
         options = {"dtype": like.dtype, "device": like.device}
         return _write(before, name, error, torch.zeros, (tuple(like.shape),), options)
-    writer = next(writer for writer in earlier if source in writer.exports)
-    first = _pulled_first(writer, writer.exports[source], moved)
-    if first is None:
+    writer = next((writer for writer in earlier if source in writer.exports), None)
+    first = None if writer is None else _pulled_first(writer, writer.exports[source], moved)
+    if writer is None or first is None:
         return None
     key = space.unique(f"{moved.value}_error")
     writer.exports[key] = first
@@ -198,8 +198,6 @@ def _rewrite(
     for writer in later:
         if moved.value in writer.imports:
             _restore(moved, {key: loop.imports[key].meta["val"] for key in loop.imports}, summed, writer)
-    if not transposed.users:  # type: ignore[union-attr]
-        before.exports.pop(keys[transposed], None)  # type: ignore[index]
 
 
 def _restore(moved: _Moved, kinds: Mapping[str, Any], summed: str, writer: Writer) -> None:
