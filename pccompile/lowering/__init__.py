@@ -21,8 +21,8 @@ __all__ = ["Lowered", "Piece", "Quantity", "lower", "results_of"]
 class Lowered:
     """A program as torch.fx graphs.
 
-    `negated` says that the error sweep is linear in the errors and runs on -e = dF/dmu, which saves negating every
-    gradient at the end.
+    `negated` says that the error sweep is linear in the errors of the outputs, which come from outside, and runs on
+    -e = dF/dmu, which saves negating every gradient at the end.
     """
 
     program: Program
@@ -47,7 +47,8 @@ def lower(program: Program) -> Lowered:
     Raises:
         ProgramError: an update would read what is not its vertex's neighbour.
     """
-    negated = not any(action is Action.INFER for action, _ in program.updates)
+    scales = program.rule in ("Strict", "Incremental")  # inference descends the loss itself, Learn gets its factor
+    negated = not scales and not any(action is Action.INFER for action, _ in program.updates)
     names = identifiers(program)
     segments = list(_segments(program))
     first = [update for update in segments[0][1] if update.action is Action.PREDICT] if segments else []

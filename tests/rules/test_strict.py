@@ -426,3 +426,15 @@ def test_strict_refuses_to_run_without_a_loss() -> None:
     pc = pccompile.compile(CHAIN.model(), pccompile.Strict())
     with pytest.raises(UsageError, match="loss"):
         pc(CHAIN.batch()[0])
+
+
+@pytest.mark.parametrize("options", [{"optimize": False}, {"backend": "eager"}, {"backend": "aten"}], ids=str)
+@pytest.mark.parametrize("vertices", ["layers", [""]], ids=["one layer", "the whole model"])
+def test_where_no_value_moves_the_gradients_are_autograds(vertices, options):
+    layers = [nn.Linear(4, 3)] if vertices == "layers" else [nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)]
+    model, x, y = nn.Sequential(*layers).double(), torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    expected = torch.autograd.grad(2 * F.cross_entropy(model(x), y), list(model.parameters()))
+    pc = pccompile.compile(model, pccompile.Strict(4, 0.2), F.cross_entropy, vertices=vertices, **options)
+    (2 * pc.loss(x, y)).backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-14)
