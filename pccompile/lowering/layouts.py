@@ -32,6 +32,12 @@ def _view(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return x.reshape(shape)  # a copy where the order of the elements is another
 
 
+def _adaptive_average(x: torch.Tensor, output_size: list[int]) -> torch.Tensor:
+    if list(output_size) == [1, 1]:  # PyTorch's own sets its result's strides in place, which no graph can show
+        return x.mean((-2, -1), keepdim=True)
+    return _aten.adaptive_avg_pool2d.default(x, output_size)  # type: ignore[no-any-return]
+
+
 def _channels_last(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _FAST or weight.shape[0] % _WIDTH:
         return x
@@ -46,6 +52,7 @@ CHANNELS_LAST = Substitution(
         _aten.convolution.default: _convolution,
         _aten.conv2d.default: _conv2d,
         F.conv2d: _conv2d,
+        _aten.adaptive_avg_pool2d.default: _adaptive_average,
         _aten.view.default: _view,
     }
 )

@@ -86,6 +86,21 @@ def test_strict_inference_on_values_with_channels_last_is_the_eager_back_ends(ma
     assert_hardly_more_rounded(found, eager, exact)
 
 
+@pytest.mark.parametrize("size", [1, 2, (1, 3)])
+def test_adaptive_pooling_of_images_with_channels_last_is_written_out(size):
+    def make_model():
+        torch.manual_seed(0)
+        pool = nn.AdaptiveAvgPool2d(size)
+        columns = 8 * pool(torch.zeros(1, 1, 4, 4)).numel()
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), pool, nn.Flatten(), nn.Linear(columns, 3))
+        return model, torch.randn(6, 1, 8, 8), torch.randint(3, (6,))
+
+    pc, found = trained(*make_model(), STRICT, "aten")
+    assert pc._latest.backend.eager is None and CHANNELS_LAST in pc.code
+    eager, exact = (trained(*of, STRICT, "eager")[1] for of in (make_model(), in_double(*make_model())))
+    assert_hardly_more_rounded(found, eager, exact)
+
+
 def test_zil_keeps_the_order_and_equals_autograd_bit_for_bit():
     model, x, y = views()
     pc, (_, *found) = trained(model, x, y, pccompile.ZIL(), "aten")
