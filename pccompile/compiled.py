@@ -120,6 +120,15 @@ class Compiled:
         return [n in self.tracked for n in ([captured.loss] if captured.loss is not None else captured.outputs)]
 
     @cached_property
+    def learned_vertices(self) -> frozenset[str]:
+        """The clamped vertices of which a child learns."""
+        program = self.program
+        learns = {name for action, name in program.updates if action is Action.LEARN}
+        return frozenset(
+            v.name for v in program.vertices if v.clamped and any(c.name in learns for c in program.children(v.name))
+        )
+
+    @cached_property
     def descends(self) -> bool:
         """Whether parameters take steps while values move."""
         return any(action is Action.DESCEND for action, _ in self.program.updates)

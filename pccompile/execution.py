@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +19,8 @@ from pccompile.capture import leaf_value
 from pccompile.compiled import Compiled, Held
 from pccompile.derivatives import Value
 from pccompile.errors import DoubleBackwardError, UsageError
-from pccompile.ir.grammar import Action
 
-__all__ = ["Execution", "linked"]
+__all__ = ["Execution", "linked", "second_backward", "without_autocast"]
 
 
 @dataclass(eq=False)
@@ -124,7 +123,7 @@ class Execution:
             UsageError: the state of the feed-forward pass is gone.
         """
         if self.state is None:
-            raise UsageError("backward a second time", cure="call the first backward with retain_graph=True")
+            raise second_backward()
         outputs = self._output_derivatives(gradients)
         matters = self.autocast or torch._C._is_any_autocast_enabled()
         with self._environment() if matters else nullcontext():
@@ -136,12 +135,10 @@ class Execution:
 
     def _unreached(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Zeros for what is learned but has no error yet: too few steps for the wavefront to arrive is no absence."""
-        program = self.compiled.program
         return {
             name: torch.zeros_like(source)
             for name, source in self.sources.items()
-            if name not in found
-            and any((Action.LEARN, child.name) in program.updates for child in program.children(name))
+            if name not in found and name in self.compiled.learned_vertices
         }
 
     def _output_derivatives(self, gradients: Sequence[torch.Tensor | None]) -> dict[str, Value]:
@@ -169,12 +166,7 @@ class Execution:
 
     def _environment(self) -> AbstractContextManager[Any]:
         """The autocast state in which the nodes run: none for an exported graph, the caller's for a symbolic one."""
-        stack = ExitStack()
-        wanted = {device: (enabled, dtype) for device, enabled, dtype in self.autocast}
-        for device in _devices():
-            enabled, dtype = wanted.get(device, (False, None))
-            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
-        return stack
+        return without_autocast({device: (enabled, dtype) for device, enabled, dtype in self.autocast})
 
 
 def linked(execution: Execution, done: Callable[[Execution], None]) -> list[Any]:
@@ -229,6 +221,20 @@ class _Sweep(Function):
         found = execution.infer(by_output, keep)
         ctx.done(execution)  # type: ignore[attr-defined]
         return None, None, None, *map(found.get, execution.compiled.sources)
+
+
+def second_backward() -> UsageError:
+    """What is raised where a state that the first backward pass let go of is asked for again."""
+    return UsageError("backward a second time", cure="call the first backward with retain_graph=True")
+
+
+def without_autocast(but: Mapping[str, tuple[bool, torch.dtype]] | None = None) -> AbstractContextManager[Any]:
+    """A context in which no device has autocast, but for these, with what is wanted of them."""
+    stack = ExitStack()
+    for device in _devices():
+        enabled, dtype = (but or {}).get(device, (False, None))
+        stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
+    return stack
 
 
 @cache

@@ -22,6 +22,7 @@ from pccompile.losses import averages_over_batch
 from pccompile.modelstate import ModelState, is_tensor_that_learns
 from pccompile.recent import Recent
 from pccompile.rules import Rule
+from pccompile.straight import Straight, straight
 from pccompile.variants import Variants
 from pccompile.verify import verify
 
@@ -89,11 +90,16 @@ class PCModule(nn.Module):
             CaptureError, ShapeError, NoDerivativeError: at the first call with inputs of this kind.
             UsageError: the rule needs the loss inside the program, and the model has none.
         """
-        execution = self._execution(None, args, kwargs)
-        if execution is None:
+        found = self._served(None, args, kwargs)
+        if found is None:
             return self.model(*args, **kwargs)
+        recent, flat = found
+        captured = recent.compiled.captured
+        shortest = self._shortest(recent, flat) if captured.loss is None else None
+        if shortest is not None:
+            return captured.rebuild([shortest(flat)])
+        execution = self._execution(recent, flat, None, args, kwargs)
         outputs = linked(execution, self._when_done)
-        captured = execution.compiled.captured
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
             outputs = self._around_own_loss(outputs[0], execution)
         return captured.rebuild(outputs)
@@ -118,10 +124,15 @@ class PCModule(nn.Module):
         if self.loss_fn is None:
             outputs = self(*args, **kwargs)
             return loss_among(outputs)
-        execution = self._execution(self.loss_fn, args, kwargs, targets)
-        if execution is None:
+        found = self._served(self.loss_fn, args, kwargs, targets)
+        if found is None:
             value: torch.Tensor = self.loss_fn(self.model(*args, **kwargs), *targets)
             return value
+        recent, flat = found
+        shortest = self._shortest(recent, flat)
+        if shortest is not None:
+            return shortest(flat)
+        execution = self._execution(recent, flat, self.loss_fn, args, kwargs, targets)
         loss: torch.Tensor = linked(execution, self._when_done)[0]
         return loss
 
@@ -144,8 +155,10 @@ class PCModule(nn.Module):
             optimizer.step()
             return loss.detach()
         targets = () if self.loss_fn is None else _as_targets(target)
-        execution = self._execution(self.loss_fn, *as_arguments(inputs), targets, whatever_learns=True)
-        assert execution is not None
+        args, kwargs = as_arguments(inputs)
+        found = self._served(self.loss_fn, args, kwargs, targets, whatever_learns=True)
+        assert found is not None
+        execution = self._execution(*found, self.loss_fn, args, kwargs, targets)
         execution.run.parameters, execution.run.optimizer_step = execution.sources, optimizer.step
         with torch.no_grad():
             loss = execution.feed_forward()[0]
@@ -208,7 +221,7 @@ class PCModule(nn.Module):
         """Capture and compile for inputs of this kind without training; arguments as for `loss`."""
         targets = _as_targets(target)
         loss_fn = self.loss_fn if targets else None
-        self._execution(loss_fn, *as_arguments(inputs), targets, whatever_learns=True)
+        self._served(loss_fn, *as_arguments(inputs), targets, whatever_learns=True)
         return self.program
 
     # The model's own ------------------------------------------------------------------------------------------------
@@ -255,20 +268,23 @@ class PCModule(nn.Module):
         """What may be set on the module between calls and changes what runs."""
         return (
             *(self.rule, self.vertices, self.backend, self.decompose, self.record_energies),
-            *(self.optimize, self.verify, self.capture_method, self.dynamic),
+            *(self.optimize, self.verify, self.capture_method, self.dynamic, self.cuda_graph),
         )
 
     # Compilation ----------------------------------------------------------------------------------------------------
 
-    def _execution(
+    def _served(
         self,
         loss_fn: Loss | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         targets: tuple[Any, ...] = (),
         whatever_learns: bool = False,
-    ) -> Execution | None:
-        """What runs for a call; None where gradients are disabled or there is nothing to learn, unless asked for."""
+    ) -> tuple[Recent, list[Any]] | None:
+        """What serves a call, and its flattened inputs.
+
+        None where gradients are disabled or there is nothing to learn, unless asked for.
+        """
         if not (whatever_learns or torch.is_grad_enabled()):
             return None
         flat, structure = flattened(args, kwargs, targets)
@@ -286,11 +302,34 @@ class PCModule(nn.Module):
         elif not (whatever_learns or recent.learns):
             return None
         self.__dict__["_latest"] = recent.compiled
-        run = Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
-        execution = Execution(recent.compiled, run, self.model, loss_fn, flat, recent.held)
+        return recent, flat
+
+    def _shortest(self, recent: Recent, flat: list[Any]) -> Straight | None:
+        """The shortest way for a call like the last one, if there is one, and nobody watches what happens on it."""
+        if self.recorder is not None or self.energies or torch._C._are_functorch_transforms_active():
+            return None
+        if recent.straight is None and recent.calls == 1:
+            recent.straight = straight(recent.compiled, recent.held, len(flat), self._run(recent))
+        recent.calls += recent.calls < 2
+        return recent.straight
+
+    def _execution(
+        self,
+        recent: Recent,
+        flat: list[Any],
+        loss_fn: Loss | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        targets: tuple[Any, ...] = (),
+    ) -> Execution:
+        """What runs for a call."""
+        execution = Execution(recent.compiled, self._run(recent), self.model, loss_fn, flat, recent.held)
         if self.recorder is not None:
             execution = self.recorder.watched(execution, Call(self.model, loss_fn, args, kwargs, targets))
         return execution
+
+    def _run(self, recent: Recent) -> Run:
+        return Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
 
     def _model_state(self, call: Call) -> ModelState:
         state = self._states.get(call.loss_fn is None)

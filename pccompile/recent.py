@@ -12,6 +12,7 @@ from pccompile.call import Call, guard_of, kind_of
 from pccompile.compiled import Compiled, Held
 from pccompile.ir.grammar import Kind
 from pccompile.modelstate import ModelState
+from pccompile.straight import Straight
 
 __all__ = ["Recent"]
 
@@ -33,6 +34,8 @@ class Recent:
         compiled, held: what ran, and the tensors that it holds.
         kinds: of the call's flattened inputs.
         learns: there was something to learn.
+        calls: how many there were; no more than two are counted.
+        straight: the shortest way, if there is one, after the first call has gone the long one.
     """
 
     __slots__ = (
@@ -42,15 +45,19 @@ class Recent:
         "_state",
         "_structure",
         "_version",
+        "calls",
         "compiled",
         "held",
         "kinds",
         "learns",
+        "straight",
     )
 
     def __init__(self, module: _Configured, call: Call, state: ModelState, compiled: Compiled, learns: bool) -> None:
         self.compiled, self.kinds, self.learns = compiled, call.kinds, learns
         self.held: Held = state.held[compiled]
+        self.calls = 0
+        self.straight: Straight | None = None
         self._state, self._structure, self._guard = state, call.structure, guard_of(call.flat)
         self._options, self._version = module.options, _version(module.__dict__)
         writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)

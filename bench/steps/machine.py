@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ __all__ = ["machine_facts", "set_up", "versions"]
 
 PACKAGES = ("pccompile", "torch", "triton", "numpy", "jax", "jaxlib", "equinox", "optax", "jpc", "pcx")
 SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "XLA_", "TORCHINDUCTOR_", "TORCH_COMPILE", "PCCOMPILE_", "CUDA_")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -68,7 +70,20 @@ def set_up(device: str, threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if device == "cpu":
         _pin(threads)
+        _keep_freed_memory()
         torch.set_num_threads(threads)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next allocation, for all that the process runs.
+
+    By default it hands the end of the heap back to the system whenever enough of it is free, and takes a page fault for
+    each page of it again: hundreds a step or none, by chance of the order in which a step allocates and frees.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 def _pin(threads: int) -> None:

@@ -102,6 +102,16 @@ class AtenBackend:
         plan = self.plans.get(self.kind_of(run))
         return frozenset() if plan is None else plan.consumed
 
+    def straight(self, run: Run) -> tuple[Plan, Sweep, dict[str, Any]] | None:
+        """The plan of a run, its error sweep and its scalars, where running them is a call each, without a loop."""
+        plan = self.plans.get(self.kind_of(run))
+        if plan is None or self.infers or not self.lowered.negated or (run.cuda_graph and plan.recorder is not None):
+            return None
+        sweep = next(iter(plan.sweeps.values()))
+        if len(sweep.stages) != 1 or sweep.stages[0].piece.loop or sweep.stages[0].piece.descents:
+            return None
+        return plan, sweep, self._scalars(run, plan)
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:

@@ -68,6 +68,11 @@ class AutoBackend:
         name = self.chosen.get(self.backends["aten"].kind_of(run))
         return frozenset() if name is None else self.backends[name].consumed(run)
 
+    def straight(self, run: Run) -> Any:
+        """See `AtenBackend.straight`."""
+        name = self.chosen.get(self.backends["aten"].kind_of(run))
+        return None if name is None else self.backends[name].straight(run)
+
     def feed_forward(self, run: Run, clamped: Mapping[str, Value]) -> State:
         """Predict every vertex once; see `EagerBackend.feed_forward`."""
         self.latest = name = self._choice(run, clamped)

@@ -20,7 +20,7 @@ from pccompile.lowering import Quantity
 from pccompile.lowering.expand import Expansion, FlatPiece, Key
 from pccompile.lowering.fragments import may_be_alias
 
-__all__ = ["FlatState", "Plan", "Stage", "Sweep", "keys_of", "mask_of"]
+__all__ = ["FlatState", "Plan", "Stage", "Sweep", "keys_of", "laid_out", "mask_of"]
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
@@ -205,6 +205,7 @@ class Sweep:
 
     Attributes:
         unread: keys of what the prediction sweep gives that none of the stages reads: outputs, if the loss is inside.
+        entries: the key and strides of the error of every component of an output vertex.
     """
 
     stages: list[Stage]
@@ -214,7 +215,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.gradients = {name: key for stage in self.stages for name, key in stage.gradients.items()}
-        self._entries = {
+        self.entries = {
             name: [(key, like.stride() if key else ()) for key, like in zip(keys, self.layouts[name], strict=True)]
             for name, keys in self.keys.items()
         }
@@ -223,9 +224,9 @@ class Sweep:
         """The errors by key."""
         found: dict[str, torch.Tensor] = {}
         for name, parts in errors.items():
-            for (key, strides), part in zip(self._entries[name], parts, strict=True):
+            for (key, strides), part in zip(self.entries[name], parts, strict=True):
                 if key is not None:
-                    found[key] = part if part.stride() == strides else _laid_out(part, strides)
+                    found[key] = part if part.stride() == strides else laid_out(part, strides)
         return found
 
 
@@ -239,5 +240,6 @@ def mask_of(errors: Mapping[str, Value]) -> Hashable:
     return tuple((name, tuple(part is None for part in parts)) for name, parts in errors.items())
 
 
-def _laid_out(part: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+def laid_out(part: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """A copy with these strides."""
     return torch.empty_strided(part.shape, strides, dtype=part.dtype, device=part.device).copy_(part)

@@ -96,12 +96,12 @@ def test_nothing_is_left_of_a_recording_and_nothing_was_there_before():
     pc = pccompile.compile(model, loss_fn=loss_fn, example_inputs=inputs, example_target=target)
     backend, call = pc._latest.backend, (loss_fn, (inputs,), {}, (target,))
     with pccompile.record(pc) as rec:
-        assert isinstance(pc._execution(*call), WatchedExecution)
+        assert isinstance(pc._execution(*pc._served(*call), *call), WatchedExecution)
         with pytest.raises(UsageError, match="recorded already"), pccompile.record(pc):
             pass
         copied = copy.deepcopy(pc)
     assert copied.recorder is None and pickle.loads(pickle.dumps(pc.rule)) == pc.rule
-    execution = pc._execution(*call)
+    execution = pc._execution(*pc._served(*call), *call)
     assert type(execution).__name__ == "Execution" and execution.compiled.backend is backend
     assert isinstance(backend, AtenBackend) and not pc.record_energies
     train(pc, inputs, target)

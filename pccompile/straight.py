@@ -1,0 +1,172 @@
+"""The shortest way through a compiled model: one call predicts, one learns, and everything else is looked up before.
+
+Between two training steps their own operators have pushed what Python needs out of the processor's caches, so what a
+step costs beside its operators is how much Python it touches: here two lists, two selections from them, two calls.
+`Execution` does the same for every program, with all that may happen in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch.autograd.function import Function, FunctionCtx
+
+from pccompile.backends.plan import laid_out
+from pccompile.backends.run import Run
+from pccompile.compiled import Compiled, Held
+from pccompile.errors import DoubleBackwardError
+from pccompile.execution import second_backward, without_autocast
+
+__all__ = ["Straight", "straight"]
+
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_Pick = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+class Straight:
+    """A compiled model bound to the tensors that it holds, for calls with inputs of one kind; made by `straight`.
+
+    Every selection is from one list: the flattened inputs, what is held, what was predicted, and the output's error.
+
+    Args:
+        rest: what is held: parameters, buffers, constants and run-time scalars.
+        predict, learn: calls from the list of what they read, which they empty.
+        predict_reads, learn_reads, sources: pick what the calls read, and whose gradients there are.
+        output: the place of the output (or the loss) in what is predicted.
+        is_read: the error sweep reads that output, or what lies in the same memory.
+        error: the place of its error in what the error sweep reads, and the error's strides.
+        gradients: picks the gradient of each source from what is learned.
+    """
+
+    __slots__ = (
+        *("error", "gradients", "is_read", "learn", "learn_reads", "output"),
+        *("predict", "predict_reads", "rest", "sources", "strides"),
+    )
+
+    def __init__(
+        self,
+        rest: list[Any],
+        predict: Callable[[list[Any]], Sequence[Any]],
+        learn: Callable[[list[Any]], Sequence[Any]],
+        predict_reads: _Pick,
+        learn_reads: _Pick,
+        sources: _Pick,
+        output: int,
+        is_read: bool,
+        error: tuple[int, tuple[int, ...]],
+        gradients: _Pick,
+    ) -> None:
+        self.rest, self.predict, self.learn = rest, predict, learn
+        self.predict_reads, self.learn_reads, self.sources = predict_reads, learn_reads, sources
+        self.output, self.is_read, self.gradients = output, is_read, gradients
+        self.error, self.strides = error
+
+    def __call__(self, flat: list[Any]) -> torch.Tensor:
+        """The output (or the loss); backward through it is the error sweep."""
+        values = flat + self.rest
+        with _BelowAutograd():
+            found = self.predict(list(self.predict_reads(values)))
+        output: torch.Tensor = found[self.output]
+        if self.is_read:  # autograd hangs what is kept on what is returned: one tensor for both were a cycle
+            output = output.detach()
+        values += found
+        values.append(None)
+        linked: torch.Tensor = _apply(self, list(self.learn_reads(values)), output, *self.sources(values))
+        return linked
+
+    def gradients_of(self, kept: list[Any], error: torch.Tensor) -> Sequence[Any]:
+        """The gradient of every source.
+
+        Args:
+            kept: what the error sweep reads, with room for the error; it is emptied.
+        """
+        kept[self.error] = error if error.stride() == self.strides else laid_out(error, self.strides)
+        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
+        try:
+            with _BelowAutograd():
+                return self.gradients(self.learn(kept))
+        finally:
+            torch._C._set_grad_enabled(False)
+
+
+class _Learn(Function):
+    """Links the output to the sources, as `execution.linked` does."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, model: Straight, kept: list[Any], output: torch.Tensor, *sources: Any) -> Any:
+        ctx.model, ctx.kept = model, kept  # type: ignore[attr-defined]
+        return output
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, error: torch.Tensor) -> Any:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise DoubleBackwardError("backward was called with create_graph=True")
+        model, kept = ctx.model, ctx.kept  # type: ignore[attr-defined]
+        if kept is None:
+            raise second_backward()
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            kept = list(kept)
+        else:
+            ctx.kept = None  # type: ignore[attr-defined]
+        if not torch._C._is_any_autocast_enabled():
+            return None, None, None, *model.gradients_of(kept, error)
+        with without_autocast():
+            return None, None, None, *model.gradients_of(kept, error)
+
+
+_apply = super(Function, _Learn).apply  # without a look for functorch's transforms at every call
+
+
+def straight(compiled: Compiled, held: Held, inputs: int, run: Run) -> Straight | None:
+    """The shortest way, if there is one: a flat graph for each of the two calls, and one output, with a gradient.
+
+    Args:
+        held: the tensors that it will use.
+        inputs: how many flattened inputs there are.
+        run: a run of the rule for inputs of the kind, which has been written out.
+    """
+    captured, find = compiled.captured, getattr(compiled.backend, "straight", None)
+    outputs = [captured.loss] if captured.loss is not None else captured.outputs
+    found = None if find is None or compiled.changed or captured.effects else find(run)
+    if found is None or compiled.tracked_outputs != [True] or outputs[0] is None:
+        return None
+    plan, sweep, scalars = found
+    predicts, learns = plan.prediction, sweep.stages[0]
+    vertex, position = compiled.place_of_node[outputs[0]]
+    output = plan.prediction.places["value", vertex][position]
+    errors = [(key, strides) for entries in sweep.entries.values() for key, strides in entries if key is not None]
+    learned = [sweep.gradients.get(source) for source in compiled.sources]
+    unreached = {source for source, key in zip(compiled.sources, learned, strict=True) if key is None}
+    if output not in predicts.piece.outputs or len(errors) != 1 or unreached & compiled.learned_vertices:
+        return None
+    keys = plan.expansion.keys
+    fixed = {keys[name]: value[0] for name, value in held.clamped.items() if name in keys} | scalars
+    names = ["" for _ in range(inputs)]
+    for name, index in compiled.inputs:
+        names[index] = keys.get(name, "")
+    names += [*fixed, *predicts.piece.outputs, errors[0][0]]
+    place = {key: index for index, key in enumerate(names)}
+    owned = {**{name: keys[name] for name in held.sources}, **{name: keys[name] for name, _ in compiled.learned_inputs}}
+    return Straight(
+        list(fixed.values()),
+        predicts.executable.call,
+        learns.executable.call,
+        _picker([place[key] for key in predicts.piece.inputs]),
+        _picker([place[key] for key in learns.piece.inputs]),
+        _picker([place[owned[source]] for source in compiled.sources]),
+        predicts.piece.outputs.index(output),
+        output in learns.piece.inputs,
+        (learns.piece.inputs.index(errors[0][0]), errors[0][1]),
+        _picker([None if key is None else learns.piece.outputs.index(key) for key in learned]),
+    )
+
+
+def _picker(places: Sequence[int | None]) -> _Pick:
+    """Picks these places of a sequence; None where there is none."""
+    known = [place for place in places if place is not None]
+    if len(known) == len(places) > 1:
+        return itemgetter(*known)
+    return lambda sequence: [None if place is None else sequence[place] for place in places]
