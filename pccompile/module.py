@@ -22,7 +22,7 @@ from pccompile.losses import averages_over_batch
 from pccompile.modelstate import ModelState, is_tensor_that_learns
 from pccompile.recent import Recent
 from pccompile.rules import Rule
-from pccompile.straight import Straight, straight
+from pccompile.straight import Straight
 from pccompile.variants import Variants
 from pccompile.verify import verify
 
@@ -94,14 +94,14 @@ class PCModule(nn.Module):
         if found is None:
             return self.model(*args, **kwargs)
         recent, flat = found
-        captured = recent.compiled.captured
-        shortest = self._shortest(recent, flat) if captured.loss is None else None
+        captured, shortest = recent.compiled.captured, self._shortest(recent, flat)
         if shortest is not None:
             return captured.rebuild([shortest(flat)])
         execution = self._execution(recent, flat, None, args, kwargs)
         outputs = linked(execution, self._when_done)
         if captured.loss is not None:  # the model's own loss is the loss vertex; its other outputs carry no gradient
-            outputs = self._around_own_loss(outputs[0], execution)
+            return captured.rebuild(self._around_own_loss(outputs[0], execution))
+        recent.ran(execution.run)
         return captured.rebuild(outputs)
 
     def loss(self, inputs: Any, target: Any = None) -> torch.Tensor:
@@ -134,6 +134,7 @@ class PCModule(nn.Module):
             return shortest(flat)
         execution = self._execution(recent, flat, self.loss_fn, args, kwargs, targets)
         loss: torch.Tensor = linked(execution, self._when_done)[0]
+        recent.ran(execution.run)
         return loss
 
     def step(self, inputs: Any, target: Any, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -308,10 +309,7 @@ class PCModule(nn.Module):
         """The shortest way for a call like the last one, if there is one, and nobody watches what happens on it."""
         if self.recorder is not None or self.energies or torch._C._are_functorch_transforms_active():
             return None
-        if recent.straight is None and recent.calls == 1:
-            recent.straight = straight(recent.compiled, recent.held, len(flat), self._run(recent))
-        recent.calls += recent.calls < 2
-        return recent.straight
+        return recent.straight(len(flat))
 
     def _execution(
         self,
@@ -323,13 +321,11 @@ class PCModule(nn.Module):
         targets: tuple[Any, ...] = (),
     ) -> Execution:
         """What runs for a call."""
-        execution = Execution(recent.compiled, self._run(recent), self.model, loss_fn, flat, recent.held)
+        run = Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
+        execution = Execution(recent.compiled, run, self.model, loss_fn, flat, recent.held)
         if self.recorder is not None:
             execution = self.recorder.watched(execution, Call(self.model, loss_fn, args, kwargs, targets))
         return execution
-
-    def _run(self, recent: Recent) -> Run:
-        return Run(self.rule, recent.kinds, record_energies=self.record_energies, cuda_graph=self.cuda_graph)
 
     def _model_state(self, call: Call) -> ModelState:
         state = self._states.get(call.loss_fn is None)

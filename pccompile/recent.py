@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
+from pccompile.backends.run import Run
 from pccompile.call import Call, guard_of, kind_of
 from pccompile.compiled import Compiled, Held
 from pccompile.ir.grammar import Kind
 from pccompile.modelstate import ModelState
-from pccompile.straight import Straight
+from pccompile.straight import Straight, straight
 
 __all__ = ["Recent"]
 
@@ -34,30 +35,28 @@ class Recent:
         compiled, held: what ran, and the tensors that it holds.
         kinds: of the call's flattened inputs.
         learns: there was something to learn.
-        calls: how many there were; no more than two are counted.
-        straight: the shortest way, if there is one, after the first call has gone the long one.
     """
 
     __slots__ = (
         "_guard",
         "_options",
         "_plain",
+        "_run",
         "_state",
+        "_straight",
         "_structure",
         "_version",
-        "calls",
         "compiled",
         "held",
         "kinds",
         "learns",
-        "straight",
     )
 
     def __init__(self, module: _Configured, call: Call, state: ModelState, compiled: Compiled, learns: bool) -> None:
         self.compiled, self.kinds, self.learns = compiled, call.kinds, learns
         self.held: Held = state.held[compiled]
-        self.calls = 0
-        self.straight: Straight | None = None
+        self._run: Run | None = None
+        self._straight: Straight | None = None
         self._state, self._structure, self._guard = state, call.structure, guard_of(call.flat)
         self._options, self._version = module.options, _version(module.__dict__)
         writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)
@@ -74,6 +73,17 @@ class Recent:
             and not torch._C._is_any_autocast_enabled()
             and _are_distinct(flat)
         )
+
+    def ran(self, run: Run) -> None:
+        """A call that it serves went the long way."""
+        if self._straight is None:
+            self._run = run
+
+    def straight(self, inputs: int) -> Straight | None:
+        """The shortest way for so many flattened inputs, if there is one and a call has gone the long way before."""
+        if self._run is not None:
+            self._straight, self._run = straight(self.compiled, self.held, inputs, self._run), None
+        return self._straight
 
     def _is_configured_alike(self, module: _Configured) -> bool:
         alike = all(map(is_, module.options, self._options))

@@ -37,12 +37,13 @@ class Straight:
         predict_reads, learn_reads, sources: pick what the calls read, and whose gradients there are.
         output: the place of the output (or the loss) in what is predicted.
         is_read: the error sweep reads that output, or what lies in the same memory.
-        error: the place of its error in what the error sweep reads, and the error's strides.
+        error, strides: the place of its error in what the error sweep reads, and the strides that it must have.
+        divisor: what the error is divided by first; None: nothing.
         gradients: picks the gradient of each source from what is learned.
     """
 
     __slots__ = (
-        *("error", "gradients", "is_read", "learn", "learn_reads", "output"),
+        *("divisor", "error", "gradients", "is_read", "learn", "learn_reads", "output"),
         *("predict", "predict_reads", "rest", "sources", "strides"),
     )
 
@@ -56,13 +57,15 @@ class Straight:
         sources: _Pick,
         output: int,
         is_read: bool,
-        error: tuple[int, tuple[int, ...]],
+        error: int,
+        strides: tuple[int, ...],
+        divisor: float | None,
         gradients: _Pick,
     ) -> None:
         self.rest, self.predict, self.learn = rest, predict, learn
         self.predict_reads, self.learn_reads, self.sources = predict_reads, learn_reads, sources
         self.output, self.is_read, self.gradients = output, is_read, gradients
-        self.error, self.strides = error
+        self.error, self.strides, self.divisor = error, strides, divisor
 
     def __call__(self, flat: list[Any]) -> torch.Tensor:
         """The output (or the loss); backward through it is the error sweep."""
@@ -83,6 +86,8 @@ class Straight:
         Args:
             kept: what the error sweep reads, with room for the error; it is emptied.
         """
+        if self.divisor is not None:
+            error = error / self.divisor
         kept[self.error] = error if error.stride() == self.strides else laid_out(error, self.strides)
         torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
         try:
@@ -121,46 +126,45 @@ _apply = super(Function, _Learn).apply  # without a look for functorch's transfo
 
 
 def straight(compiled: Compiled, held: Held, inputs: int, run: Run) -> Straight | None:
-    """The shortest way, if there is one: a flat graph for each of the two calls, and one output, with a gradient.
+    """The shortest way, if there is one: two calls of flat graphs, and one output, with a gradient.
 
     Args:
         held: the tensors that it will use.
         inputs: how many flattened inputs there are.
-        run: a run of the rule for inputs of the kind, which has been written out.
+        run: of the rule, for inputs of the kind: one that has gone the long way.
     """
     captured, find = compiled.captured, getattr(compiled.backend, "straight", None)
     outputs = [captured.loss] if captured.loss is not None else captured.outputs
     found = None if find is None or compiled.changed or captured.effects else find(run)
-    if found is None or compiled.tracked_outputs != [True] or outputs[0] is None:
+    if found is None or found.error is None or compiled.tracked_outputs != [True] or outputs[0] is None:
         return None
-    plan, sweep, scalars = found
-    predicts, learns = plan.prediction, sweep.stages[0]
+    keys, predicts = found.plan.expansion.keys, found.plan.prediction.piece
     vertex, position = compiled.place_of_node[outputs[0]]
-    output = plan.prediction.places["value", vertex][position]
-    errors = [(key, strides) for entries in sweep.entries.values() for key, strides in entries if key is not None]
-    learned = [sweep.gradients.get(source) for source in compiled.sources]
-    unreached = {source for source, key in zip(compiled.sources, learned, strict=True) if key is None}
-    if output not in predicts.piece.outputs or len(errors) != 1 or unreached & compiled.learned_vertices:
+    output = found.plan.prediction.places["value", vertex][position]
+    learned = [found.gradients.get(source) for source in compiled.sources]
+    unreached = {source for source, place in zip(compiled.sources, learned, strict=True) if place is None}
+    if output not in predicts.outputs or unreached & compiled.learned_vertices:
         return None
-    keys = plan.expansion.keys
-    fixed = {keys[name]: value[0] for name, value in held.clamped.items() if name in keys} | scalars
+    rest = {keys[name]: value[0] for name, value in held.clamped.items() if name in keys}
+    rest |= {key: value for key, value in found.held.items() if key != found.error}
     names = ["" for _ in range(inputs)]
     for name, index in compiled.inputs:
         names[index] = keys.get(name, "")
-    names += [*fixed, *predicts.piece.outputs, errors[0][0]]
+    names += [*rest, *predicts.outputs, found.error]
     place = {key: index for index, key in enumerate(names)}
-    owned = {**{name: keys[name] for name in held.sources}, **{name: keys[name] for name, _ in compiled.learned_inputs}}
     return Straight(
-        list(fixed.values()),
-        predicts.executable.call,
-        learns.executable.call,
-        _picker([place[key] for key in predicts.piece.inputs]),
-        _picker([place[key] for key in learns.piece.inputs]),
-        _picker([place[owned[source]] for source in compiled.sources]),
-        predicts.piece.outputs.index(output),
-        output in learns.piece.inputs,
-        (learns.piece.inputs.index(errors[0][0]), errors[0][1]),
-        _picker([None if key is None else learns.piece.outputs.index(key) for key in learned]),
+        list(rest.values()),
+        found.predict,
+        found.learn,
+        _picker([place[key] for key in predicts.inputs]),
+        _picker([place[key] for key in found.reads]),
+        _picker([place[keys[source]] for source in compiled.sources]),
+        predicts.outputs.index(output),
+        output in found.reads,
+        found.reads.index(found.error),
+        found.strides,
+        found.divisor,
+        _picker(learned),
     )
 
 

@@ -10,7 +10,7 @@ from models import loss_fn, make
 from torch import nn
 
 import pccompile
-from pccompile.errors import DoubleBackwardError, UsageError
+from pccompile.errors import DoubleBackwardError, NonFiniteError, UsageError
 
 RULES = {"zil": pccompile.ZIL(), "levelled": pccompile.FixedPrediction(7, 0.3, levelled=True)}
 
@@ -31,7 +31,7 @@ def gradients(pc, loss):
 
 def way(pc, loss_inside=True):
     """The shortest way that the last call had, if it had one."""
-    return pc._recent[not loss_inside].straight
+    return pc._recent[not loss_inside]._straight
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -196,8 +196,52 @@ def test_other_programs_go_the_long_way(model):
     assert all(p.grad is not None for p in model.parameters() if p.ndim == 2)
 
 
-def test_strict_inference_goes_the_long_way_and_agrees():
-    model, x, y = mlp(torch.float64)
-    pc = compiled(model, pccompile.Strict(5, 0.1))
-    results = [gradients(pc, pc.loss(x, y)) for _ in range(3)]
-    assert way(pc) is None and all(map(torch.equal, results[0], results[2]))
+STRICT = {
+    "strict": pccompile.Strict(5, 0.1),
+    "two steps": pccompile.Strict(2, 0.1),
+    "momentum": pccompile.Strict(6, 0.05, optimizer="momentum"),
+    "adam": pccompile.Strict(6, 0.05, optimizer="adam"),
+    "previous errors": pccompile.Strict(5, 0.1, learn_errors="previous"),
+    "as given": pccompile.Strict(5, 0.1, batch_energy="as_given"),
+    "unlevelled": pccompile.FixedPrediction(5, 0.1),
+}
+
+
+@pytest.mark.parametrize("rule", STRICT.values(), ids=STRICT)
+@pytest.mark.parametrize("name", ["mlp", "skips", "mnist network"])
+def test_inference_in_loops_gives_the_same_bits(name, rule):
+    model, inputs, target = make(name, torch.float64)
+    pc = pccompile.compile(model, rule, loss_fn=loss_fn)
+    results = []
+    for _ in range(4):
+        results.append(gradients(pc, 3 * pc.loss(inputs, target)))
+        pc.loss(inputs, target)  # of which nothing is learned
+    assert way(pc) is not None
+    assert all(map(torch.equal, results[0], results[-1]))
+    other = gradients(pc, -pc.loss(inputs, target))
+    for one, tripled in zip(other, results[0], strict=True):
+        torch.testing.assert_close(-3 * one, tripled)
+
+
+def test_inference_whose_energy_is_read_goes_the_long_way():
+    model, x, y = mlp()
+    pc = compiled(model, pccompile.Strict(5, 0.1, tolerance=1e-9))
+    for _ in range(3):
+        pc.loss(x, y).backward()
+    assert way(pc) is None and pc.energies
+    pc.rule, pc.record_energies = pccompile.Strict(5, 0.1), True
+    for _ in range(3):
+        pc.loss(x, y).backward()
+    assert way(pc) is None and len(pc.energies) == 6
+
+
+def test_inference_that_diverges_is_told_with_the_vertex():
+    model, x, y = mlp()
+    pc = compiled(model, pccompile.Strict(60, 0.1))
+    for _ in range(3):
+        pc.loss(x, y).backward()
+    assert way(pc) is not None
+    with torch.no_grad():
+        model[2].bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="error of 0 is not finite"):
+        pc.loss(x, y).backward()

@@ -15,6 +15,7 @@ from pccompile.backends.executables import Compile, Together, as_it_is
 from pccompile.backends.plan import FlatState, Plan, Stage, Sweep, keys_of, mask_of
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State, energy, value_optimizer
+from pccompile.backends.straight import StraightPlan
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.errors import ProgramError, UsageError
 from pccompile.ir.grammar import Action, Kind, Program
@@ -102,15 +103,15 @@ class AtenBackend:
         plan = self.plans.get(self.kind_of(run))
         return frozenset() if plan is None else plan.consumed
 
-    def straight(self, run: Run) -> tuple[Plan, Sweep, dict[str, Any]] | None:
-        """The plan of a run, its error sweep and its scalars, where running them is a call each, without a loop."""
+    def straight(self, run: Run) -> StraightPlan | None:
+        """The plan of a run as two calls, where nothing happens between its stages."""
         plan = self.plans.get(self.kind_of(run))
-        if plan is None or self.infers or not self.lowered.negated or (run.cuda_graph and plan.recorder is not None):
+        if plan is None or run.records or (run.cuda_graph and plan.recorder is not None):
             return None
         sweep = next(iter(plan.sweeps.values()))
-        if len(sweep.stages) != 1 or sweep.stages[0].piece.loop or sweep.stages[0].piece.descents:
+        if any(stage.piece.descents for stage in sweep.stages) or self.infers == self.lowered.negated:
             return None
-        return plan, sweep, self._scalars(run, plan)
+        return StraightPlan(plan, sweep, run, self.program if self.infers else None)
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class AtenBackend:
             return found
         tensors = plan.tensors(clamped)
         if plan.scalars:
-            tensors |= self._scalars(run, plan)
+            tensors |= run.scalars(plan.scalars)
         recorder = self._recorder(run, plan)
         plan.prediction.run(tensors, False, recorder=recorder)
         return plan.state(tensors, recorder)
@@ -137,7 +138,7 @@ class AtenBackend:
         plan, tensors = state.plan, state.tensors
         state.shown = tensors
         if plan.scalars:
-            tensors |= self._scalars(run, plan)
+            tensors |= run.scalars(plan.scalars)
         errors = outputs if self.lowered.negated else {name: negative(d) or () for name, d in outputs.items()}
         sweep = plan.sweeps.get(self._mask(errors)) or self._new_sweep(plan, errors)
         tensors |= sweep.enter(errors)
@@ -155,8 +156,7 @@ class AtenBackend:
         return {name: (gradient,) for name, gradient in found.items()}
 
     def _run(self, run: Run, stage: Stage, state: FlatState, keep: bool) -> None:
-        piece = stage.piece
-        times = piece.span.stop.at(run.rule.steps) - piece.span.start.at(run.rule.steps) if piece.loop else 1
+        piece, times = stage.piece, stage.piece.times(run.rule.steps)
         release = state.recorder is None and not (keep or piece.loop)
         if not (piece.loop and (run.records or piece.descents)):  # nothing happens between the steps
             stage.run(state.tensors, release, times, state.recorder)
@@ -196,13 +196,6 @@ class AtenBackend:
             run.end_step()
         if self.infers and run.records and stage.piece.compares:
             run.energies.append(energy(self.program, run, state))
-
-    def _scalars(self, run: Run, plan: Plan) -> dict[str, Any]:
-        found = {}
-        for key, (name, *args) in plan.scalars.items():
-            value = getattr(run, name)
-            found[key] = value(*args) if args else value
-        return found
 
     # Writing ----------------------------------------------------------------------------------------------------------
 

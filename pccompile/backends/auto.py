@@ -16,6 +16,7 @@ from pccompile.backends.inductor import is_available, with_inductor
 from pccompile.backends.kernels import TritonBackend
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
+from pccompile.backends.straight import StraightPlan
 from pccompile.backends.timing import measure
 from pccompile.backends.triton import is_installed
 from pccompile.derivatives import LocalFunction, Value
@@ -68,7 +69,7 @@ class AutoBackend:
         name = self.chosen.get(self.backends["aten"].kind_of(run))
         return frozenset() if name is None else self.backends[name].consumed(run)
 
-    def straight(self, run: Run) -> Any:
+    def straight(self, run: Run) -> StraightPlan | None:
         """See `AtenBackend.straight`."""
         name = self.chosen.get(self.backends["aten"].kind_of(run))
         return None if name is None else self.backends[name].straight(run)

@@ -23,6 +23,7 @@ from pccompile.backends.opened import Apart
 from pccompile.backends.plan import FlatState
 from pccompile.backends.report import Row
 from pccompile.backends.run import Run, State
+from pccompile.backends.straight import StraightPlan
 from pccompile.backends.timing import measure
 from pccompile.backends.triton import (
     is_installed,
@@ -83,6 +84,10 @@ class TritonBackend(AtenBackend):
     def consumed(self, run: Run) -> frozenset[str]:
         """See `AtenBackend.consumed`."""
         return super().consumed(run) if self.sweep is None else frozenset()
+
+    def straight(self, run: Run) -> StraightPlan | None:
+        """See `AtenBackend.straight`."""
+        return super().straight(run) if self.sweep is None else None
 
     def substitution(self, function: LocalFunction, kinds: Mapping[Leaf, Any]) -> Substitution:
         """What a vertex is traced with; see `AtenBackend.substitution`.

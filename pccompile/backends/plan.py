@@ -61,6 +61,16 @@ class Stage:
             times: how often a loop's body runs.
             recorder: records what is launched, and replays it.
         """
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
+        try:
+            with _BelowAutograd():
+                self.advance(tensors, release, times, recorder)
+        finally:
+            torch._C._set_grad_enabled(enabled)
+
+    def advance(self, tensors: dict[str, Any], release: bool, times: int, recorder: Recorder | None = None) -> None:
+        """`run`, in the dispatch state that it sets."""
         given = list(self._given(tensors))
         if release:
             for key in self.last_reads:
@@ -69,13 +79,7 @@ class Stage:
         if times > 1 or recorder is not None:
             given.append(times)
             call = self._repeated if recorder is None else self._recorded(recorder)
-        enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(True)  # some operators keep what their derivative needs only then
-        try:
-            with _BelowAutograd():
-                found = call(given)
-        finally:
-            torch._C._set_grad_enabled(enabled)
+        found = call(given)
         tensors.update(zip(self.piece.outputs, found, strict=True))
 
     def _recorded(self, recorder: Recorder) -> Replayed:

@@ -73,6 +73,14 @@ class Run:
         """The gains of levels in nested tuples, float32; zero for None, where nothing is learned."""
         return _gains(self.rule, levels, device)
 
+    def scalars(self, wanted: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+        """What a run provides under each key: an attribute of it, or a method's result for these arguments."""
+        found = {}
+        for key, (name, *args) in wanted.items():
+            value = getattr(self, name)
+            found[key] = value(*args) if args else value
+        return found
+
     def descend(self, parameter: str, gradient: Value | None) -> None:
         """Hand dF/dtheta of one parameter (None: zero) to the optimizer, whose step ends the inference step."""
         target = self.parameters[parameter]

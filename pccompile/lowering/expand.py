@@ -57,6 +57,10 @@ class FlatPiece:
     results: dict[Quantity, tuple[Any, ...] | None]
     compares: bool
 
+    def times(self, steps: int) -> int:
+        """How often it runs in so many steps of inference."""
+        return self.span.stop.at(steps) - self.span.start.at(steps) if self.loop else 1
+
 
 class Expansion:
     """A lowered program being written out for inputs of one kind.

@@ -239,8 +239,8 @@ def test_a_call_without_a_backward_pass_leaves_nothing_behind():
     gc.collect()
     gc.disable()
     try:
-        executions = [weakref.ref(pc(torch.randn(4, 8)).grad_fn.execution) for _ in range(3)]
-        assert not any(execution() for execution in executions)
+        nodes = [weakref.ref(pc(torch.randn(4, 8)).grad_fn) for _ in range(3)]
+        assert not any(node() for node in nodes)
     finally:
         gc.enable()
 
