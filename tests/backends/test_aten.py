@@ -236,10 +236,13 @@ def test_what_runs_reads_as_python():
 
 def test_a_call_without_a_backward_pass_leaves_nothing_behind():
     pc = pccompile.compile(deep(1), backend="aten", dynamic=False)
+    pc(torch.randn(4, 8))  # which captures, and leaves what the collector takes
     gc.collect()
     gc.disable()
     try:
         nodes = [weakref.ref(pc(torch.randn(4, 8)).grad_fn) for _ in range(3)]
+        with pccompile.record(pc):  # the long way
+            nodes += [weakref.ref(pc(torch.randn(4, 8)).grad_fn.execution) for _ in range(3)]
         assert not any(node() for node in nodes)
     finally:
         gc.enable()
