@@ -30,6 +30,11 @@ Compiled = Callable[[list[Any]], Any]
 
 _KEPT = 1024
 _LEAST_PER_THREAD = 16384  # elements; on two threads PyTorch's own operators share out loops of twice that and more
+_LEAST_OF_SLOW = 4096  # where a loop evaluates one of these, as long as ten or twenty additions
+_SLOW = {
+    getattr(torch.ops.aten, name)
+    for name in ("tanh", "sigmoid", "exp", "erf", "gelu", "silu", "softplus", "elu", "mish", "log", "sin", "cos", "pow")
+}
 _compiled: OrderedDict[str, Compiled] = OrderedDict()  # by signature: blocks of different models may be the same
 
 
@@ -92,7 +97,9 @@ def _compile(region: Region) -> Compiled:
         traced = make_fx(functional, decomposition_table=select_decomp_table())(*kinds)
     traced.graph.output_node().meta["user_visible_output_idxs"] = range(len(region.outputs))  # keep their strides
     on_cpu = _device_of(region.graph).type == "cpu"  # there, operators are called from C++ as well
-    options = {"fallback_random": True, "cpp.min_chunk_size": _LEAST_PER_THREAD}  # the draws that eager PyTorch makes
+    slow = any(getattr(node.target, "overloadpacket", None) in _SLOW for node in region.graph.nodes)
+    least = _LEAST_OF_SLOW if slow else _LEAST_PER_THREAD
+    options = {"fallback_random": True, "cpp.min_chunk_size": least}  # random: the draws that eager PyTorch makes
     with torch.no_grad(), torch._inductor.config.patch(options):
         compiled: Any = compile_fx_inner(traced, kinds, cpp_wrapper=on_cpu)
     _compiled[region.signature] = compiled

@@ -163,8 +163,9 @@ class Expansion:
         writers = [one.writer for one in written]
         for index, loop in enumerate(written):
             if loop.piece is not None and loop.piece.loop:
-                before, later = writers[index - 1], writers[index + 1 :]
-                sum_errors(self.space, writers[: index - 1], before, loop.writer, later, stepped | kept)
+                earlier, before, later = writers[: index - 1], writers[index - 1], writers[index + 1 :]
+                first = self.prediction.writer
+                sum_errors(self.space, first, earlier, before, loop.writer, later, stepped | kept)
         read = kept | {key for writer in writers for key, node in writer.imports.items() if node.users}
         for writer in writers:
             read |= {key for _, key in writer.descents if key is not None}

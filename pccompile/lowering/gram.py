@@ -9,8 +9,8 @@ where g W is what its one reader, a linear layer v W^T + b, pulls back. From v =
     v = p + eta s W,    s <- (1 - eta) s + g,    s = 0 at first
 
 and so the reader's product is v W^T + b = c + eta s G, with c = p W^T + b and the Gram matrix G = W W^T, which are the
-same in every step. One product of the reader's own width takes the place of two, and v is computed once, after the
-loop. In exact arithmetic nothing changes; rounding is another.
+same in every step; c is the feed-forward pass's own product. One product of the reader's own width takes the place of
+two, and v is computed once, after the loop. In exact arithmetic nothing changes; rounding is another.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class _Moved:
 
 def sum_errors(
     space: Space,
+    prediction: Writer,
     earlier: Sequence[Writer],
     before: Writer,
     loop: Writer,
@@ -68,7 +69,8 @@ def sum_errors(
 
     Args:
         space: of their names.
-        earlier: the graphs that run before.
+        prediction: the feed-forward pass.
+        earlier: the graphs that run between that and the loop.
         before: runs once before the loop.
         later: the graphs that run after it.
         kept: the keys that somebody else reads, or that change from step to step.
@@ -79,7 +81,7 @@ def sum_errors(
         moved = _match(key, loop, kept)
         start = None if moved is None else _start(space, moved, earlier, before)
         if moved is not None and start is not None:
-            _rewrite(space, moved, start, before, loop, later)
+            _rewrite(space, moved, start, prediction, before, loop, later)
 
 
 def _match(key: str, loop: Writer, kept: Collection[str]) -> _Moved | None:
@@ -159,29 +161,52 @@ def _pulled_first(writer: Writer, step: fx.Node, moved: _Moved) -> fx.Node | Non
     return error if fits and _is_whole(error) else None
 
 
+def _predicted(writer: Writer, moved: _Moved, bias: Sequence[str]) -> fx.Node | None:
+    """p W^T + b in the feed-forward pass, if that can still give more than it does."""
+    value, keys = writer.exports.get(moved.prediction), {node: name for name, node in writer.imports.items()}
+    for node in () if value is None or writer.closed else value.users:
+        if node.target is moved.read.target and not node.kwargs:
+            *added, factor, transposed = node.args
+            of_weight = transposed.target is _aten.t.default and keys.get(transposed.args[0]) == moved.weight
+            if factor is value and of_weight and [keys.get(part) for part in added] == list(bias):
+                return node
+    return None
+
+
 def _rewrite(
-    space: Space, moved: _Moved, start: fx.Node, before: Writer, loop: Writer, later: Sequence[Writer]
+    space: Space,
+    moved: _Moved,
+    start: fx.Node,
+    prediction: Writer,
+    before: Writer,
+    loop: Writer,
+    later: Sequence[Writer],
 ) -> None:
     keys = {node: name for name, node in loop.imports.items()}
     *bias, _, transposed = moved.read.args
-    prediction, weight, step_size = (loop.imports[key] for key in (moved.prediction, moved.weight, moved.step_size))
+    weight, step_size = loop.imports[moved.weight], loop.imports[moved.step_size]
 
     def outside(node: Any) -> fx.Node:
         own = before.exports.get(keys[node])
         return before.placeholder(keys[node], node.meta["val"]) if own is None else own
 
-    def carried(wish: str, node: fx.Node) -> fx.Node:
+    def carried(wish: str, node: fx.Node, writer: Writer = before) -> fx.Node:
         key = space.unique(wish)
-        before.exports[key] = node
+        writer.exports[key] = node
         return loop.placeholder(key, node.meta["val"])
 
     read, after, errors = moved.read, moved.after, f"{moved.value}_errors"
     square = weight.meta["val"].new_empty((weight.meta["val"].shape[0],) * 2)
     factors = outside(weight), outside(transposed)
     gram = _write(before, f"{moved.weight}_gram", read, _aten.mm.default, factors, kind=square)
-    same = tuple(map(outside, (*bias, prediction, transposed)))
-    constant = _write(before, f"{read.name}_constant", read, read.target, same)
-    total, gram, constant = carried(errors, start), carried(gram.name, gram), carried(constant.name, constant)
+    total, gram = carried(errors, start), carried(gram.name, gram)
+    predicted = _predicted(prediction, moved, [keys[part] for part in bias])
+    if predicted is not None:
+        constant = carried(f"{read.name}_constant", predicted, prediction)
+    else:
+        same = tuple(map(outside, (*bias, loop.imports[moved.prediction], transposed)))
+        constant = _write(before, f"{read.name}_constant", read, read.target, same)
+        constant = carried(constant.name, constant)
     with loop.graph.inserting_before(read):
         product = _write(loop, f"{errors}_back", read, _aten.mm.default, (total, gram))
         drive = _write(loop, read.name, read, torch.add, (constant, product), {"alpha": step_size})

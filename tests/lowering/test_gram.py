@@ -1,5 +1,7 @@
 """A value whose own prediction stays the same leaves the loop: its reader's errors, summed, tell where it is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,16 @@ def test_the_loop_has_one_product_of_the_readers_width_in_the_place_of_two():
     products = [tuple(node.meta["val"].shape) for node in nodes if "mm" in str(node.target)]
     assert sorted(products) == [(8, 4), (8, 10), (8, 10)]  # of the last layer, there and back, and of the second
     assert not any(getattr(node.meta["val"], "shape", ()) == (8, 16) for node in nodes)
+
+
+@pytest.mark.parametrize("build", [deep, shallow])
+def test_what_the_reader_predicted_first_is_kept_rather_than_computed_again(build):
+    pc, _ = trained(build, dtype=torch.float32, backend="aten")
+    before, loop = next((one, two) for one, two in pairwise(stages(pc)) if two.piece.loop)
+    products = [node for node in before.piece.module.graph.nodes if "mm" in str(node.target)]
+    assert [str(node) for node in products] == ["_2_weight_gram"]
+    (constant,) = (key for key in loop.piece.inputs if key.endswith("_constant"))
+    assert constant in stages(pc)[0].piece.outputs
 
 
 @pytest.mark.parametrize(
