@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pccompile.backends.executables import Executable, as_it_is, python_of
 from pccompile.lowering.direct import direct
 from pccompile.lowering.expand import FlatPiece
-from pccompile.lowering.fragments import fake_of, fakes
+from pccompile.lowering.fragments import fakes
 from pccompile.lowering.regions import Region, regions
 from pccompile.lowering.symbols import Boxed
 
@@ -85,27 +88,32 @@ def _compile(region: Region) -> Compiled:
     if region.signature in _compiled:
         _compiled.move_to_end(region.signature)
         return _compiled[region.signature]
-    placeholders = region.graph.find_nodes(op="placeholder")
-    kinds = [fake_of(node.meta["val"]) for node in placeholders]
+    mode = FakeTensorMode(shape_env=ShapeEnv())  # whose shapes are all known: Inductor keeps nothing on disk without one
+    with mode:
+        kinds = [_like(node.meta["val"]) for node in region.graph.find_nodes(op="placeholder")]
     module = fx.GraphModule({}, region.graph)
 
     def function(*inputs: torch.Tensor) -> Any:
         return module(*inputs)
 
     functional = torch.func.functionalize(function, remove="mutations")
-    with fakes(), torch.no_grad():
+    with mode, torch.no_grad():
         traced = make_fx(functional, decomposition_table=select_decomp_table())(*kinds)
     traced.graph.output_node().meta["user_visible_output_idxs"] = range(len(region.outputs))  # keep their strides
     on_cpu = _device_of(region.graph).type == "cpu"  # there, operators are called from C++ as well
     slow = any(getattr(node.target, "overloadpacket", None) in _SLOW for node in region.graph.nodes)
     least = _LEAST_OF_SLOW if slow else _LEAST_PER_THREAD
     options = {"fallback_random": True, "cpp.min_chunk_size": least}  # random: the draws that eager PyTorch makes
-    with torch.no_grad(), torch._inductor.config.patch(options):
+    with tracing(TracingContext(mode)), torch.no_grad(), torch._inductor.config.patch(options):
         compiled: Any = compile_fx_inner(traced, kinds, cpp_wrapper=on_cpu)
     _compiled[region.signature] = compiled
     if len(_compiled) > _KEPT:
         _compiled.popitem(last=False)
     return compiled  # type: ignore[no-any-return]
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _chain(graph: fx.Graph, parts: list[Region], calls: list[Compiled]) -> Compiled:
