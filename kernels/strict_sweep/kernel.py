@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pccompile.kernels.arrivals import arrives_last
 from pccompile.kernels.strict_sweep.half_steps import (
     finish_first_layer,
     infer_layer,
@@ -50,7 +51,7 @@ def strict_sweep_kernel(
     drives_ptr,
     moments_ptr,
     energies_ptr,  # (steps + 1, batch) float32
-    counter_ptr,  # (1,) int32, zero
+    counters_ptr,  # (2,) int32, zero before and after: of arrivals at the barriers, and at the end
     batch,
     layers,
     steps,
@@ -89,7 +90,7 @@ def strict_sweep_kernel(
 
     start_layer(chain, state, share, 0, negative_slope, True, PLAN)
     for layer in range(1, layers):
-        waits = _wait(counter_ptr, waits, COOPERATIVE)
+        waits = _wait(counters_ptr, waits, COOPERATIVE)
         start_layer(chain, state, share, layer, negative_slope, False, PLAN)
     for step in range(0, steps if PLAN.held else steps + 1):
         first_error_follows = (step < steps - 1) | (not PLAN.held)
@@ -108,15 +109,18 @@ def strict_sweep_kernel(
         else:
             if step > 0:
                 predict_layers(chain, state, share, step, negative_slope, False, PLAN)
-            waits = _wait(counter_ptr, waits, COOPERATIVE)
+            waits = _wait(counters_ptr, waits, COOPERATIVE)
             loss_errors(chain, state, share, targets, step, factor, ignore_index, energies_ptr, PLAN)
             if step < steps:
-                waits = _wait(counter_ptr, waits, COOPERATIVE)
+                waits = _wait(counters_ptr, waits, COOPERATIVE)
                 infer_layers(chain, state, share, step, step_size, momentum, first_error_follows, PLAN)
-                waits = _wait(counter_ptr, waits, COOPERATIVE)
+                waits = _wait(counters_ptr, waits, COOPERATIVE)
     if PLAN.held:
         predict_layers(chain, state, share, steps, negative_slope, True, PLAN)
     finish_first_layer(chain, state, share, PLAN)
+    if COOPERATIVE:  # noqa: SIM102
+        if arrives_last(counters_ptr + 1, tl.num_programs(0), 0):  # no program waits at a barrier any more
+            tl.atomic_xchg(counters_ptr, 0)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from pccompile.kernels.activations import ACTIVATIONS
+from pccompile.kernels.arrivals import arrival_counters
 from pccompile.kernels.devices import architecture_of, interpreted, launch_options, precision_of
 from pccompile.kernels.launches import count_launch
 from pccompile.kernels.strict_sweep.configurations import (
@@ -217,13 +218,13 @@ def _launch_whole(
         programs = min(tiles, most or torch.cuda.get_device_properties(x.device).multi_processor_count)
         if not interpreted():
             options = {**options, "launch_cooperative_grid": True}
-    counter = torch.zeros(1, dtype=torch.int32, device=x.device) if cooperative else arguments[2]
+    counters = arrival_counters(x.device, 2) if cooperative else arguments[2]
     _launch(
         "strict_sweep",
         strict_sweep_kernel,
         programs,
         *arguments,
-        counter,
+        counters,
         *scalars,
         PLAN=plan,
         COOPERATIVE=cooperative,

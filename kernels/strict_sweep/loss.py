@@ -141,4 +141,4 @@ def loss_errors(chain, state, share, targets, step, loss_factor, ignore_index, e
         loss = output_errors(output, state, targets, rows, loss_factor, ignore_index, PLAN)
         if PLAN.record:
             energy = loss_factor * loss + _hidden_energy(chain, state, rows, PLAN)
-            tl.store(energies_ptr + step * batch + rows, energy, mask=rows < batch)
+            tl.store(energies_ptr + tl.cast(step, tl.int64) * batch + rows, energy, mask=rows < batch)

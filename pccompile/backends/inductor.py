@@ -88,7 +88,7 @@ def _compile(region: Region) -> Compiled:
     if region.signature in _compiled:
         _compiled.move_to_end(region.signature)
         return _compiled[region.signature]
-    mode = FakeTensorMode(shape_env=ShapeEnv())  # whose shapes are all known: Inductor keeps nothing on disk without one
+    mode = FakeTensorMode(shape_env=ShapeEnv())  # all shapes are known, but Inductor keeps nothing on disk without one
     with mode:
         kinds = [_like(node.meta["val"]) for node in region.graph.find_nodes(op="placeholder")]
     module = fx.GraphModule({}, region.graph)
