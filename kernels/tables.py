@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from pccompile.kernels.devices import ARCHITECTURES, Architecture
 
 __all__ = [
+    "DIRECTORY",
     "FORMAT",
     "SHARED_BYTES",
     "Product",

@@ -18,11 +18,16 @@ COMPILE_MODES = {"cpu": ("default",), "cuda": ("default", "reduce-overhead", "ma
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that trains the model: a rule, and what runs it."""
+    """Something that trains the model: a rule, and what runs it.
+
+    Attributes:
+        absent: why it cannot take part; "" if it can.
+    """
 
     rule: str
     backend: str
     prepare: Callable[[Task], Prepared]
+    absent: str = ""
 
     def __str__(self) -> str:
         return f"{self.rule} {self.backend}"

@@ -75,8 +75,8 @@ def measure(
     ready: dict[str, Prepared] = {}
     for contestant in contestants:
         row = rows[str(contestant)]
-        if deadline.passed:
-            row.reason = "the time was up"
+        row.reason = contestant.absent or ("the time was up" if deadline.passed else None)
+        if row.reason:
             continue
         progress.doing(f"{task.name}: {contestant}")
         try:

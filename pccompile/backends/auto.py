@@ -97,7 +97,10 @@ class AutoBackend:
         contestants = self._contestants(clamped)
         if pieces is None or len(contestants) == 1:
             return "aten"
-        key = cache.digest("back end", run.rule, *contestants, *(signature(piece.module.graph) for piece in pieces))
+        import pccompile
+
+        graphs = [signature(piece.module.graph) for piece in pieces]
+        key = cache.digest("back end", run.rule, pccompile.__version__, *map(_version, contestants), *graphs)
         seconds = cache.load(key)
         if not isinstance(seconds, dict) or not {"aten"} <= set(seconds) <= set(contestants):
             try:
@@ -159,6 +162,15 @@ class AutoBackend:
             )
             for vertex in loss or [v for v in vertices if v.kind is Kind.OUTPUT]
         }
+
+
+def _version(name: str) -> str:
+    """A back end's name, and what of it a release's number does not tell."""
+    if name != "triton":
+        return name
+    from pccompile.kernels.fingerprint import fingerprint
+
+    return f"{name} {fingerprint()}"
 
 
 def _runs(name: str, call: Callable[[], Any]) -> bool:

@@ -152,14 +152,11 @@ def _timed(
         rest: what runs the operators.
         beside: what runs those beside the kernel; None where there are none.
     """
-    import triton
+    from pccompile.kernels.fingerprint import fingerprint
 
-    import pccompile
-
-    versions = triton.__version__, pccompile.__version__
     is_graph = isinstance(operators, fx.Graph)
     replaced = signature(operators) if is_graph else "called"
-    key = cache.digest("kernel", rest.__name__, versions, replaced, signature(kernel))
+    key = cache.digest("kernel", rest.__name__, fingerprint(), replaced, signature(kernel))
     seconds = cache.load(key)
     if not isinstance(seconds, dict) or set(seconds) != {"kernel", "operators"}:
         try:

@@ -202,14 +202,11 @@ class TritonBackend(AtenBackend):
 
     def _seconds(self, run: Run, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
         """What the whole inference takes, each way that works."""
-        import triton
-
-        import pccompile
+        from pccompile.kernels.fingerprint import fingerprint
 
         stages = () if self.latest is None else self.latest.stages
         graphs = [signature(stage.piece.module.graph) for stage in stages]
-        versions = triton.__version__, pccompile.__version__
-        key = cache.digest("strict sweep", run.rule.steps, run.cuda_graph, versions, *graphs)
+        key = cache.digest("strict sweep", run.rule.steps, run.cuda_graph, fingerprint(), *graphs)
         seconds = cache.load(key)
         if isinstance(seconds, dict) and {"operators"} < set(seconds) <= set(calls):
             return seconds

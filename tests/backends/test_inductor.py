@@ -99,3 +99,19 @@ def test_where_inductor_fails_the_graph_runs_as_it_is_and_a_warning_says_so(monk
     torch.manual_seed(0)
     _, eager = step(pccompile.ZIL(), "eager", Small(), x, y)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
+
+
+def test_what_was_compiled_once_is_read_from_the_disk(monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = []
+    for _ in range(2):
+        monkeypatch.setattr(inductor, "_compiled", type(inductor._compiled)())  # as in another process
+        counters.clear()
+        torch.manual_seed(0)
+        model, x, y = Small().eval(), torch.randn(3, 6), torch.randint(0, 3, (3,))
+        found.append(step(pccompile.ZIL(), "inductor", model, x, y)[1])
+        kept = {name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("miss", "hit", "bypass")}
+        assert kept == ({"miss": 2, "hit": 0, "bypass": 0} if len(found) == 1 else {"miss": 0, "hit": 2, "bypass": 0})
+    assert all(map(torch.equal, *found))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench import steps
-from bench.steps import campaign
+from bench.steps import campaign, peers
 from bench.steps.ceiling import CountedOperations
 from bench.steps.contestants import Contestant, autograd_contestants, backend_names, rule_contestants
 from bench.steps.exactness import compare
@@ -314,6 +314,16 @@ def test_quick_leaves_out_peers_and_compile_times():
     choice = campaign.chosen(arguments("--quick", "--rules", "zil"))
     assert (choice.models, choice.rules, choice.peers, choice.compile_times) == (QUICK, ("zil",), (), False)
     assert choice.limit == campaign.QUICK_LIMIT
+
+
+def test_a_peer_that_is_not_there_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    contestants = peers.peer_contestants(("torch2pc", "jpc"), None)
+    _, rows = measure(tiny_task(), contestants, "cpu", SHORT, Silent())
+    assert [(row.backend, row.status, row.reason) for row in rows] == [
+        ("Torch2PC", Status.LEFT_OUT, "its folder was not given (--torch2pc)"),
+        ("jpc", Status.LEFT_OUT, "jpc is not installed"),
+    ]
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():

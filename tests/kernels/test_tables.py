@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pccompile.kernels import recurrences, tables
+from pccompile.kernels.fingerprint import fingerprint
 from pccompile.kernels.network_sweep import configurations as network_configurations
 from pccompile.kernels.strict_sweep import configurations as sweep_configurations
 from pccompile.kernels.tables import SHARED_BYTES, Space, cells, everywhere, overlaid, problem_with, shared_bytes
@@ -201,3 +202,19 @@ print(json.dumps({
     command = [sys.executable, "-c", program, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == expected
+
+
+def test_the_fingerprint_of_the_kernels_follows_the_tuned_tables(tmp_path, monkeypatch):
+    monkeypatch.delenv("PCCOMPILE_TUNED_DIR", raising=False)
+    shipped = fingerprint()
+    folders = [tmp_path / name for name in ("one", "other")]
+    found = []
+    for folder, rows in zip(folders, (64, 128), strict=True):
+        folder.mkdir()
+        content = {"format": 1, "operation": "flat", "entries": [entry(BETTER | {"rows": rows}, size=None)]}
+        (folder / "flat.json").write_text(json.dumps(content))
+        monkeypatch.setenv("PCCOMPILE_TUNED_DIR", str(folder))
+        found.append(fingerprint())
+    assert len({shipped, *found}) == 3
+    monkeypatch.setenv("PCCOMPILE_TUNED_DIR", str(folders[0]))
+    assert fingerprint() == found[0]

@@ -25,15 +25,15 @@ PEERS = ("handwritten", "torch2pc", "jpc", "pcx")
 
 
 def peer_contestants(names: Sequence[str], torch2pc: Path | None) -> list[Contestant]:
-    """Those of the named peers that are installed (Torch2PC: whose folder is given)."""
+    """The named peers; those that are not installed (Torch2PC: whose folder is not given) say so."""
     found = {"handwritten": Contestant("strict", "handwritten loop", _prepare("handwritten"))}
-    if torch2pc is not None:
-        prepare = _prepare("torch2pc")
-        found["torch2pc"] = Contestant("strict", "Torch2PC", lambda task: prepare(task, torch2pc))
+    prepare = _prepare("torch2pc")
+    missing = "" if torch2pc is not None else "its folder was not given (--torch2pc)"
+    found["torch2pc"] = Contestant("strict", "Torch2PC", lambda task: prepare(task, torch2pc), missing)
     for name in ("jpc", "pcx"):
-        if find_spec(name) is not None:
-            found[name] = Contestant("strict", name, _prepare(f"jax_{name}"))
-    return [found[name] for name in names if name in found]
+        missing = "" if find_spec(name) is not None else f"{name} is not installed"
+        found[name] = Contestant("strict", name, _prepare(f"jax_{name}"), missing)
+    return [found[name] for name in names]
 
 
 def _prepare(module: str) -> Callable[..., Prepared]:

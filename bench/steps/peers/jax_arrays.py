@@ -16,6 +16,8 @@ from torch import nn
 
 from bench.steps.task import Gradients, Task
 
+jax.config.update("jax_default_matmul_precision", "highest")  # float32 as it is, also on a GPU, as PyTorch's is
+
 __all__ = ["batch", "check_device", "gradients_by_name", "layer", "to_jax"]
 
 
