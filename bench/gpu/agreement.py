@@ -15,21 +15,30 @@ from typing import Any
 import torch
 
 import pccompile
+from bench.gpu.models import GPU_MODELS
 from bench.gpu.work import Work
 from bench.steps.contestants import backend_names
 from bench.steps.exactness import compare
-from bench.steps.models import MODELS, Model
+from bench.steps.models import Model
 from bench.steps.task import RULES, Gradients, Task
 from pccompile.errors import UsageError
 
-__all__ = ["BACKENDS", "SMALL", "TOLERANCES", "Case", "cases_of", "check_agreement", "judge"]
+__all__ = ["BACKENDS", "CHECKED", "TOLERANCES", "Case", "cases_of", "check_agreement", "judge", "tolerance_of"]
 
-SMALL = ("mlp", "mlp-tanh", "conv-tanh", "mnist-cnn", "cifar-cnn", "resnet18", "char-lstm", "gpt-small")
-WHOLE = ("mlp", "mlp-tanh", "conv-tanh", "mnist-cnn")  # the others: two rules, one way of launching
+CHECKED = ("mlp", "mlp-tanh", "conv-tanh", "mnist-cnn", "cifar-cnn", "resnet18-128", "char-lstm", "gpt-6")
+WHOLE = ("mlp", "mlp-tanh", "conv-tanh", "mnist-cnn")  # the others: some rules, one way of launching
+SOME_RULES = ("zil", "fixed", "levelled")
 REPEATABLE = ("mlp", "mlp-tanh")  # libraries' convolutions and embeddings add up in any order
 WANTED = ("aten", "inductor", "triton", "auto")
 BACKENDS = tuple(name for name in WANTED if name in backend_names())
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}  # of all gradients together
+# Units of a ReLU that rounding turns on or off. Autograd with images first and with channels last differs, on a CPU, by
+# 5e-3 and 0.25 on ResNet-18, and by 0.025 in bfloat16 on the CIFAR CNN.
+ROUNDING = {
+    ("resnet18-128", "float32"): 2e-2,
+    ("resnet18-128", "bfloat16"): 0.5,
+    ("cifar-cnn", "bfloat16"): 6e-2,
+}
 REPLAYED = 5
 CASE_SECONDS = 40.0
 
@@ -52,16 +61,21 @@ class Case:
 
 def cases_of(model: str, precision: str, backends: Sequence[str] = BACKENDS) -> list[Case]:
     """The cases of a model."""
-    rules = tuple(RULES) if model in WHOLE else ("zil", "fixed")
+    rules = tuple(RULES) if model in WHOLE else SOME_RULES
     graphs: tuple[Graph, ...] = (False, True, "auto") if model in WHOLE else ("auto",)
     return [Case(rule, backend, graph, precision) for rule in rules for backend in backends for graph in graphs]
+
+
+def tolerance_of(model: str, precision: str) -> float:
+    """How far all gradients together may be off, by their length: more than rounding in the precision."""
+    return ROUNDING.get((model, precision), TOLERANCES[precision])
 
 
 def check_agreement(name: str, precision: str, device: str = "cuda") -> Callable[[Work], None]:
     """A part that judges all cases of a model."""
 
     def run(work: Work) -> None:
-        batches = tuple(_batches(MODELS[name], device))
+        batches = tuple(_batches(GPU_MODELS[name], device))
         references: dict[str, list[Gradients]] = {}
         for case in cases_of(name, precision):
             if work.items.get(str(case), {}).get("right"):
@@ -70,7 +84,9 @@ def check_agreement(name: str, precision: str, device: str = "cuda") -> Callable
             if case.rule not in references:
                 eager = Case(case.rule, "eager", False, precision)
                 references[case.rule] = list(gradients_in_turn(batches, eager, calls=2))
-            verdict = judge(batches, case, references[case.rule], repeats=name in REPEATABLE)
+            verdict = judge(
+                batches, case, references[case.rule], name in REPEATABLE, tolerance=tolerance_of(name, precision)
+            )
             work.add(str(case), verdict)
             if not verdict["right"]:
                 work.fail(f"{name}: {case}: {verdict['why']}")
@@ -86,6 +102,7 @@ def judge(
     references: Sequence[Gradients],
     repeats: bool,
     make: Make = Task.compiled,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """Whether a case's gradients are right, how far they are off, and why they are not.
 
@@ -95,8 +112,9 @@ def judge(
         references: the right gradients for each batch.
         repeats: whether the Triton back end has to repeat bit for bit.
         make: compiles the model.
+        tolerance: of all gradients together; None: that of the precision.
     """
-    tolerance = TOLERANCES[case.precision]
+    tolerance = TOLERANCES[case.precision] if tolerance is None else tolerance
     worst, found = 0.0, []
     try:
         for call, gradients in enumerate(gradients_in_turn(batches, case, REPLAYED, make)):

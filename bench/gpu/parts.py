@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.gpu import training
-from bench.gpu.agreement import SMALL, TOLERANCES, cases_of, check_agreement
+from bench.gpu.agreement import CHECKED, TOLERANCES, cases_of, check_agreement
 from bench.gpu.check import files_of_tests, run_tests
 from bench.gpu.launch_counts import COUNTED, count_model
+from bench.gpu.models import GPU_MODELS
 from bench.gpu.operations import OPERATIONS
 from bench.gpu.runner import CHECK, Part
 from bench.gpu.tune import Operation, tune_operation
 from bench.gpu.work import Work
 
-__all__ = ["GROUPS", "all_parts", "chosen_parts"]
+__all__ = ["COMMAND", "GROUPS", "all_parts", "chosen_parts", "not_measured", "timed"]
 
+COMMAND = "python -m bench gpu"
 GROUPS = (CHECK, "launches", "time", "tune")
 REPORT = "report"  # no part: the report alone, which every run ends with
 CHAINS = ("mlp", "mlp-tanh", "mnist-cnn", "conv-tanh", "mlp-128", "mlp-256", "mlp-512")  # quick to compile: all rules
@@ -43,6 +45,16 @@ def chosen_parts(names: list[str] | None) -> list[Part]:
     return [part for part in everything if part.name in names or part.group in names]
 
 
+def not_measured(part: str) -> str:
+    """In words, with the command that measures it."""
+    return f"not measured: `{COMMAND} --part {part}`"
+
+
+def timed() -> list[tuple[str, str, str]]:
+    """Each model and rule that is timed, and the name of the part that does it."""
+    return [(model, rule, name) for model, rules, name in _time_parts() for rule in rules]
+
+
 def _checks() -> list[Part]:
     tests = [
         Part(f"check-{path.stem.removeprefix('test_')}", CHECK, f"pytest {path.name}", 120.0, run_tests(path))
@@ -56,27 +68,38 @@ def _checks() -> list[Part]:
             8.0 * len(cases_of(model, precision)),
             check_agreement(model, precision),
         )
-        for model in SMALL
+        for model in CHECKED
         for precision in TOLERANCES
     ]
 
 
 def _launches() -> list[Part]:
     return [
-        Part(f"launches-{model}", "launches", f"kernels of a step of {model}", 200.0, count_model(model))
+        Part(f"launches-{model}", "launches", f"kernels of a step of {model}", 300.0, count_model(model))
         for model in COUNTED
     ]
 
 
 def _times() -> list[Part]:
-    parts = []
-    for name in training.MEASURED:
-        together = [training.RULES] if name in CHAINS else [(rule,) for rule in training.RULES]
-        for rules in together:
-            label = f"time-{name}" if len(rules) > 1 else f"time-{name}-{rules[0]}"
-            title = f"training steps of {name}, {', '.join(rules)}, beside autograd and torch.compile"
-            parts.append(Part(label, "time", title, 300.0, training.time_model(name, rules)))
-    return parts
+    return [
+        Part(
+            name,
+            "time",
+            f"training steps of {model}, {', '.join(rules)}, beside autograd and torch.compile",
+            300.0,
+            training.time_model(model, rules),
+        )
+        for model, rules, name in _time_parts()
+    ]
+
+
+def _time_parts() -> list[tuple[str, tuple[str, ...], str]]:
+    """Models, the rules that a part times them under, and its name: what takes long to compile is split by rule."""
+    return [
+        (model, rules, f"time-{model}" if model in CHAINS else f"time-{model}-{rules[0]}")
+        for model in GPU_MODELS
+        for rules in ([training.RULES] if model in CHAINS else [(rule,) for rule in training.RULES])
+    ]
 
 
 def _tunings() -> list[Part]:

@@ -8,18 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.launch_counts import BACKENDS, COUNTED, RULES
-from bench.gpu.parts import all_parts
+from bench.gpu.launch_table import launch_table
+from bench.gpu.parts import COMMAND, all_parts, not_measured
 from bench.gpu.state import State
-from bench.gpu.training import MEASURED
+from bench.gpu.time_table import time_table
 from bench.gpu.work import Status
-from bench.steps.report import TITLES, as_milliseconds, table_line, write_between_markers
-from bench.steps.results import Results, Row, load
+from bench.steps.report import table_line, write_between_markers
+from bench.steps.results import Results, load
 
 __all__ = ["MARKER", "section", "write_report"]
 
 MARKER = "gpu results"
-COMMAND = "python -m bench gpu"
 
 
 def write_report(folder: Path, page: Path | None = None) -> str:
@@ -46,16 +45,12 @@ def section(folder: Path) -> str:
     parts = [
         _facts(state, measured),
         _checks(state),
-        "### Training steps\n\n" + _times(measured),
-        "### Kernels launched by a step\n\n" + _launches(folder if state is not None else None),
+        "### Training steps\n\n" + time_table(measured),
+        "### Kernels launched by a step\n\n" + launch_table(_counts(folder) if state is not None else {}),
     ]
     if state is not None and (tuned := _tuned(folder)):
         parts.append("### Tuned configurations\n\n" + tuned)
     return "\n\n".join(parts) + "\n"
-
-
-def _missing(part: str) -> str:
-    return f"not measured: `{COMMAND} --part {part}`"
 
 
 def _facts(state: State | None, measured: dict[str, Results]) -> str:
@@ -86,7 +81,7 @@ def _checks(state: State | None) -> str:
             continue
         found = state.parts.get(part.name) if state is not None else None
         if found is None or found["status"] != Status.DONE:
-            why = found["message"][:300] if found else _missing(part.name)
+            why = found["message"][:300] if found else not_measured(part.name)
             rows.append(table_line((part.name, found["status"] if found else "has not run", why)))
     if not rows:
         return "### Checks\n\nAll passed."
@@ -96,63 +91,10 @@ def _checks(state: State | None) -> str:
     return "\n".join([*lines, *rows]) + warning
 
 
-def _times(measured: dict[str, Results]) -> str:
-    header = ("model", "rule", "quickest back end", "ms a step", "× autograd", "× torch.compile", "of torch.mm", "rest")
-    lines = [table_line(header), table_line(["---"] * 3 + ["---:"] * 4 + ["---"])]
-    for part in all_parts():
-        if part.group != "time":
-            continue
-        results = measured.get(part.name)
-        name = next(m for m in sorted(MEASURED, key=len, reverse=True) if part.name.startswith(f"time-{m}"))
-        for rule in RULES:
-            if part.name in (f"time-{name}", f"time-{name}-{rule}"):
-                lines.append(table_line(_time_cells(name, rule, part.name, results)))
-    return "\n".join(lines)
-
-
-def _time_cells(model: str, rule: str, part: str, results: Results | None) -> list[str]:
-    rows = [row for row in results.rows if row.rule == rule and row.seconds] if results else []
-    ours = [row for row in rows if row.backend in ("eager", *BACKENDS)]
-    if results is None or not ours:
-        return [model, TITLES[rule], _missing(part), "", "", "", "", ""]
-    best = min(ours, key=_median)
-    others = ", ".join(f"{row.backend} {as_milliseconds(row.median)}" for row in rows if row is not best)
-    share = results.share_of_ceiling(best)
-    ratios = [results.ratio(best, other) for other in (results.eager(model), results.compiled(model))]
-    return [
-        model,
-        TITLES[rule],
-        best.backend,
-        as_milliseconds(best.median),
-        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        "" if share is None else f"{share:.0%}",
-        others,
-    ]
-
-
-def _median(row: Row) -> float:
-    return row.median if row.median is not None else float("inf")
-
-
-def _launches(folder: Path | None) -> str:
-    header = ("model", "rule", "back end", "kernels", "target", "", "launch calls")
-    lines = [table_line(header), table_line(["---"] * 3 + ["---:", "---:", "---", "---:"])]
-    for model in COUNTED:
-        items = _record(folder, f"launches-{model}").get("items", {}) if folder else {}
-        if not items:
-            lines.append(table_line((model, "", _missing(f"launches-{model}"), "", "", "", "")))
-        for case, item in items.items():
-            rule, backend = case.split(" ", 1)
-            lines.append(table_line((model, rule, backend, *_launch_cells(item))))
-    return "\n".join(lines)
-
-
-def _launch_cells(item: dict[str, Any]) -> tuple[str, str, str, str]:
-    if "raised" in item:
-        return ("", "", item["raised"][:200], "")
-    words = {True: "met", False: "not met", None: "no target"}
-    wanted = "" if item["target"] is None else f"≤ {item['target']}"
-    return str(item["kernels"]), wanted, words[item["met"]], str(item["launches"])
+def _counts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the parts that count launches have found, by part."""
+    records = {part.name: _record(folder, part.name) for part in all_parts() if part.group == "launches"}
+    return {name: record["items"] for name, record in records.items() if record.get("items")}
 
 
 def _tuned(folder: Path) -> str:

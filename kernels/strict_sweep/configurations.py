@@ -73,7 +73,7 @@ _SHIPPED: _Table = {
     },
     "sm_100": {
         "half": {"tall": Configuration(32, 64, 64, 8, 3), "flat": Configuration(16, 64, 64, 4, 3)},
-        "tf32": {"tall": Configuration(32, 32, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 4)},
+        "tf32": {"tall": Configuration(32, 32, 32, 8, 3), "flat": Configuration(16, 64, 32, 4, 3)},
         "ieee": {"tall": Configuration(32, 32, 16, 8, 3), "flat": Configuration(16, 32, 16, 4, 3)},
     },
     "gfx942": {

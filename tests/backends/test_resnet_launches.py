@@ -1,4 +1,4 @@
-"""How many launches a step of ResNet-18 is with every kernel allowed, counted in its flat graphs without running it."""
+"""How many launches a step of ResNet-18, of CNNs and of an MLP is with every kernel allowed, counted in flat graphs."""
 
 import pytest
 import torch
@@ -7,20 +7,22 @@ from networks import resnet18
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pccompile
-from bench.gpu.launch_counts import parametric_layers, target
+from bench.gpu.models import GPU_MODELS
+from bench.gpu.targets import launch_target, parametric_layers
 from bench.steps.networks import ResNet18
 from pccompile.backends import triton
 from pccompile.backends.patterns.pieces import Pieces
 from pccompile.backends.report import rows_of
 
 RULES = [pccompile.ZIL(), *(pccompile.FixedPrediction(steps, 0.1, levelled=True) for steps in (1, 20))]
+RULE_NAMES = ["zil", "levelled-1", "levelled"]
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32), torch.tensor([0, 2])
 
 
-def rows_with_kernels(model, rule):
+def rows_with_kernels(model, rule, batch=IMAGES):
     """What would run a step with every kernel taken that fits."""
     pc = pccompile.compile(model, rule, loss_fn=F.cross_entropy, backend="aten", dynamic=False, verify=False)
-    pc.loss(*IMAGES).backward()
+    pc.loss(*batch).backward()
     (plan,) = pc._latest.backend.plans.values()
     pieces = Pieces([stage.piece for stage in plan.stages])
     triton.rewrite_together(pieces, lambda *matches: (True, "asked for"))
@@ -29,15 +31,31 @@ def rows_with_kernels(model, rule):
     return chosen + [row for graph in graphs for row in rows_of(graph, "aten", "no kernel takes them")]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=["zil", "fixed-1", "fixed-20"])
-def test_resnet18_takes_two_launches_a_layer_and_two_for_the_loss_or_fewer(rule):
+def two_of(name):
+    """Two samples of a model's batch: how many there are changes no launch."""
+    return tuple(part[:2] for part in GPU_MODELS[name].batch())
+
+
+@pytest.mark.parametrize(("rule", "named"), zip(RULES, RULE_NAMES, strict=True), ids=RULE_NAMES)
+@pytest.mark.parametrize(("name", "layers", "launches"), [("mlp", 3, 8), ("mnist-cnn", 5, 12), ("cifar-cnn", 6, 14)])
+def test_chains_take_two_launches_a_layer_and_two_for_the_loss(name, layers, launches, rule, named):
+    model = GPU_MODELS[name].build()
+    assert (parametric_layers(model), launch_target(name, named).bound(layers)) == (layers, launches)
+    rows = rows_with_kernels(model, rule, two_of(name))
+    assert not [row for row in rows if row.kernel in ("aten", "pointwise")]
+    assert sum(row.launches for row in rows) == launches
+
+
+@pytest.mark.parametrize(("rule", "named"), zip(RULES, RULE_NAMES, strict=True), ids=RULE_NAMES)
+def test_resnet18_takes_two_launches_a_layer_and_two_for_the_loss_or_fewer(rule, named):
     model = ResNet18()
-    assert (parametric_layers(model), target(model, "zil")) == (41, 84)
+    bound = launch_target("resnet18-128", named).bound(parametric_layers(model))
+    assert (parametric_layers(model), bound) == (41, 84)
     rows = rows_with_kernels(model, rule)
     assert not [row for row in rows if row.kernel in ("aten", "pointwise")]
     assert sum(row.launches for row in rows) == 84 - 6  # three skips are normalised together with what they go around
     buffers = 2  # running statistics and counts of batches, each written into the model's in one copy
-    assert sum(row.launches for row in rows) + buffers <= target(model, "zil")
+    assert sum(row.launches for row in rows) + buffers <= bound
 
 
 def test_the_stem_of_the_usual_resnet18_pools_by_operators():

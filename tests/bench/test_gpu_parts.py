@@ -11,7 +11,7 @@ import pytest
 from bench import gpu
 from bench.gpu import runner
 from bench.gpu.check import files_of_tests, run_tests
-from bench.gpu.parts import GROUPS, all_parts, chosen_parts
+from bench.gpu.parts import GROUPS, all_parts, chosen_parts, timed
 from bench.gpu.runner import PART_SECONDS, Part, run_parts, start
 from bench.gpu.state import Key, State, digest
 from bench.gpu.work import Outcome, OutOfTime, Status, Work, attempt
@@ -232,6 +232,17 @@ def test_parts_are_chosen_by_name_or_group_and_tuning_only_so():
     assert chosen_parts(["report"]) == []
     with pytest.raises(SystemExit, match="there is no part 'nonsense'"):
         chosen_parts(["nonsense"])
+
+
+def test_what_takes_long_to_compile_is_timed_in_a_part_for_each_rule():
+    names = [part.name for part in all_parts() if part.group == "time"]
+    rules = ("zil", "fixed", "levelled", "strict")
+    for model in ("resnet18-128", "gpt-6", "mlp-large"):
+        assert [name for name in names if name.startswith(f"time-{model}")] == [
+            f"time-{model}-{rule}" for rule in rules
+        ]
+    assert [rule for model, rule, name in timed() if name == "time-mlp-512"] == list(rules)
+    assert {name for _, _, name in timed()} == set(names)
 
 
 def test_forgotten_parts_have_no_items(tmp_path):

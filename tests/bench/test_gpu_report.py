@@ -9,9 +9,10 @@ import pytest
 from bench.gpu.report import MARKER, section, write_report
 from bench.gpu.resources import Use, resource_table
 from bench.gpu.state import Key, State
+from bench.gpu.time_table import time_table
 from bench.gpu.traffic import EXAMPLES, traffic_table
 from bench.gpu.work import Outcome, Status, Work
-from bench.steps.results import ModelFacts, Results, Row, save
+from bench.steps.results import ModelFacts, Results, Row, load, save
 from bench.steps.results import Status as RowStatus
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -30,7 +31,8 @@ def folder(tmp_path):
     state.command, state.date = "python -m bench gpu", "today"
     state.put("check-aten", Outcome(Status.FAILED, "a gradient | is wrong"))
     launches = Work(tmp_path / "parts" / "launches-mlp.json", asdict(KEY))
-    launches.add("zil triton", {"launches": 1, "kernels": 9, "target": 8, "met": False, "names": {}})
+    counts = {"launches": 1, "kernels": 9, "copies": 2, "fills": 0, "target": "≤ 8", "met": False, "names": {}}
+    launches.add("zil triton", counts)
     launches.add("strict aten", {"raised": "RuntimeError: no"})
 
     def row(rule, backend, *seconds):
@@ -38,6 +40,7 @@ def folder(tmp_path):
 
     rows = [row("autograd", "eager", 0.004), row("autograd", "torch.compile", 0.001)]
     rows += [row("zil", "aten", 0.003), row("zil", "triton", 0.002), row("strict", "handwritten loop", 0.5)]
+    rows += [row("levelled", "auto", 0.004)]
     machine = {"driver": "550", "cuda": "12.8"}
     results = Results("c", "d", machine, {}, {}, [ModelFacts("mlp", "mlp", 1, 1e9)], rows)
     (tmp_path / "times" / "time-mlp").mkdir(parents=True)
@@ -55,18 +58,45 @@ def test_the_report_names_device_driver_versions_command_and_commit(folder):
 
 def test_the_quickest_back_end_is_shown_beside_autograd_and_the_others(folder):
     text = section(folder)
-    assert "| mlp | Z-IL | triton | 2.00 | 0.50 | 2.00 | 50% | aten 3.00 |" in text
-    assert (
-        "| mlp | Strict, T = 20 | not measured: `python -m bench gpu --part time-mlp` |" in text
-    )  # a peer is not ours
-    assert "| resnet18 | Z-IL | not measured: `python -m bench gpu --part time-resnet18-zil` |" in text
+    assert "| mlp | Z-IL | triton | 2.00 | 0.50 (≤ 0.50: met) | 2.00 (≤ 0.95: not met) |  | 50% | aten 3.00 |" in text
+    levelled = "Fixed prediction on the levelled graph, n = 20, η = 0.1"
+    assert f"| mlp | {levelled} | auto | 4.00 | 1.00 | 4.00 |  | 25% |  |" in text
+    missing = "not measured: `python -m bench gpu --part"
+    assert f"| mlp | Strict, T = 20 | {missing} time-mlp` |  | < 1.00 |  |  |  |  |" in text  # a peer is not ours
+    assert f"| resnet18-128 | Z-IL | {missing} time-resnet18-128-zil` |  |  | ≤ 1.00 |  |  |  |" in text
+    assert f"| resnet18-128 | {levelled} | {missing} time-resnet18-128-levelled` |" in text
+
+
+def test_what_a_target_compares_with_is_named_where_it_is_missing(folder):
+    path = folder / "times" / "time-mlp" / "results.json"
+    results = load(path)
+    results.rows = [row for row in results.rows if row.backend != "torch.compile"]
+    save(results, path)
+    assert "| 0.50 (≤ 0.50: met) | not measured: `python -m bench gpu --part time-mlp` (≤ 0.95) |" in section(folder)
+
+
+def test_strict_inference_is_shown_beside_jpc(tmp_path):
+    def row(rule, backend, seconds):
+        return Row("mlp-tanh", rule, backend, RowStatus.MEASURED, seconds=[seconds])
+
+    rows = [row("autograd", "eager", 0.001), row("strict", "triton", 0.002), row("strict", "jpc", 0.02)]
+    results = Results("c", "d", {}, {}, {}, [ModelFacts("mlp-tanh", "mlp", 1, 1e9)], rows)
+    (line,) = [line for line in time_table({"time-mlp-tanh": results}).splitlines() if "| mlp-tanh | Strict" in line]
+    assert "| triton | 2.00 | 2.00 (< 1.00: not met) |  | 0.10 (≤ 0.20: met) |  | jpc 20.0 |" in line
 
 
 def test_launches_are_shown_beside_their_target(folder):
     text = section(folder)
-    assert "| mlp | zil | triton | 9 | ≤ 8 | not met | 1 |" in text
+    assert "| mlp | Z-IL | triton | 9 | 2 | 0 | ≤ 8 | not met | 1 |" in text
     assert "RuntimeError: no" in text
-    assert "not measured: `python -m bench gpu --part launches-resnet18`" in text
+    missing = "not measured: `python -m bench gpu --part launches-"
+    assert f"| mlp | Fixed prediction on the levelled graph, n = 1, η = 0.1 | {missing}mlp` |  |  |  | ≤ 8 |" in text
+    assert f"| mnist-cnn | Strict, T = 20 | {missing}mnist-cnn` |  |  |  | ≤ 8, 1 for the sweep |" in text
+    assert f"| resnet18-128 | Z-IL | {missing}resnet18-128` |  |  |  | ≤ 84 |" in text
+    assert (
+        "| resnet18-128 | Fixed prediction, n = 20, η = 0.1 | not measured: `python -m bench gpu --part launches"
+        not in text
+    )
 
 
 def test_failed_checks_and_what_was_measured_in_spite_of_them_are_named(folder):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from meta_chains import meta_chain
+from meta_chains import WIDTHS, meta_chain
 from recorded import Case, Launch
 
 from pccompile.kernels.devices import ARCHITECTURES
@@ -15,8 +15,16 @@ from pccompile.kernels.strict_sweep.launch import Settings, empty_buffers, launc
 from pccompile.kernels.strict_sweep.layout import Layout
 
 
-def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20, record: bool = False) -> None:
-    x, chain = meta_chain(case, batch)
+def _launch(
+    case: Case,
+    batch: int,
+    size: str,
+    form: str,
+    steps: int = 20,
+    record: bool = False,
+    widths: tuple[int, ...] = WIDTHS,
+) -> None:
+    x, chain = meta_chain(case, batch, widths)
     tall = size == "tall"
     settings = Settings(
         loss="cross_entropy" if tall else "squared_error",
@@ -48,6 +56,11 @@ def _launch(case: Case, batch: int, size: str, form: str, steps: int = 20, recor
 LAUNCHES = {
     "tall": Launch(partial(_launch, batch=8192, size="tall", form="batch_tiles"), products=1, activation="gelu"),
     "flat": Launch(partial(_launch, batch=64, size="flat", form="cooperative"), products=1, activation="each"),
+    "ten classes": Launch(  # whose weights cannot be read in vectors
+        partial(_launch, batch=64, size="flat", form="batch_tiles", widths=(784, 256, 256, 10)),
+        products=1,
+        activation="each",
+    ),
     "half-steps": Launch(
         partial(_launch, batch=64, size="flat", form="half_steps", steps=1),
         precisions=("half", "tf32", "ieee"),
