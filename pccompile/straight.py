@@ -135,12 +135,14 @@ def straight(compiled: Compiled, held: Held, inputs: int, run: Run) -> Straight 
     """
     captured, find = compiled.captured, getattr(compiled.backend, "straight", None)
     outputs = [captured.loss] if captured.loss is not None else captured.outputs
-    found = None if find is None or compiled.changed or captured.effects else find(run)
-    if found is None or found.error is None or compiled.tracked_outputs != [True] or outputs[0] is None:
+    if find is None or compiled.changed or captured.effects or compiled.tracked_outputs != [True]:
+        return None
+    found, place_of_output = find(run), compiled.place_of_node.get(outputs[0] or "")
+    if found is None or found.error is None or place_of_output is None:
         return None
     keys, predicts = found.plan.expansion.keys, found.plan.prediction.piece
-    vertex, position = compiled.place_of_node[outputs[0]]
-    output = found.plan.prediction.places["value", vertex][position]
+    vertex, position = place_of_output
+    output = (found.plan.prediction.places.get(("value", vertex)) or {position: None})[position]
     learned = [found.gradients.get(source) for source in compiled.sources]
     unreached = {source for source, place in zip(compiled.sources, learned, strict=True) if place is None}
     if output not in predicts.outputs or unreached & compiled.learned_vertices:

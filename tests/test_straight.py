@@ -196,6 +196,23 @@ def test_other_programs_go_the_long_way(model):
     assert all(p.grad is not None for p in model.parameters() if p.ndim == 2)
 
 
+@pytest.mark.parametrize("returned", ["input", "parameter"])
+def test_a_model_that_returns_what_it_is_given_goes_the_long_way(returned):
+    class Returns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            return x if returned == "input" else self.weight
+
+    pc, x = pccompile.compile(Returns()), torch.randn(2, 3, requires_grad=True)
+    for _ in range(3):
+        pc(x).sum().backward()
+    assert way(pc, loss_inside=False) is None
+    assert torch.equal(x.grad if returned == "input" else pc.weight.grad, torch.full_like(pc(x).detach(), 3.0))
+
+
 STRICT = {
     "strict": pccompile.Strict(5, 0.1),
     "two steps": pccompile.Strict(2, 0.1),
