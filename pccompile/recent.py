@@ -39,6 +39,7 @@ class Recent:
 
     __slots__ = (
         "_guard",
+        "_looked",
         "_options",
         "_plain",
         "_run",
@@ -57,6 +58,7 @@ class Recent:
         self.held: Held = state.held[compiled]
         self._run: Run | None = None
         self._straight: Straight | None = None
+        self._looked = False
         self._state, self._structure, self._guard = state, call.structure, guard_of(call.flat)
         self._options, self._version = module.options, _version(module.__dict__)
         writes_inputs = any(effect.leaf.kind is Kind.INPUT for effect in compiled.captured.effects)
@@ -76,13 +78,14 @@ class Recent:
 
     def ran(self, run: Run) -> None:
         """A call that it serves went the long way."""
-        if self._straight is None:
+        if not self._looked:
             self._run = run
 
     def straight(self, inputs: int) -> Straight | None:
         """The shortest way for so many flattened inputs, if there is one and a call has gone the long way before."""
         if self._run is not None:
             self._straight, self._run = straight(self.compiled, self.held, inputs, self._run), None
+            self._looked = True
         return self._straight
 
     def _is_configured_alike(self, module: _Configured) -> bool:

@@ -191,6 +191,7 @@ def test_other_programs_go_the_long_way(model):
     for _ in range(3):
         output = pc(x)
     assert way(pc, loss_inside=False) is None
+    assert pc._recent[True]._looked and pc._recent[True]._run is None  # it is looked for once
     part = output[0] if isinstance(output, tuple) else output
     part.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.ndim == 2)
