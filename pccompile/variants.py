@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -104,13 +106,15 @@ class Variants:
         key = key_of_call(state, call, opens)
         entry = self._calls.get(key)
         if entry is None:
-            entry = self._calls[key] = self._matching(key) or self._capture(call.model, key, trace)
+            with _young_collected():
+                entry = self._calls[key] = self._matching(key) or self._capture(call.model, key, trace)
             if len(self._calls) > KEPT_CALLS:
                 self._calls.popitem(last=False)
         self._calls.move_to_end(key)
         self._entries.move_to_end(entry.key)
         if options not in entry.compiled:
-            entry.compiled[options] = build(entry.captured)
+            with _young_collected():
+                entry.compiled[options] = build(entry.captured)
         return entry.compiled[options]
 
     def _matching(self, key: Key) -> _Entry | None:
@@ -142,6 +146,22 @@ class Variants:
                 name,
                 KEPT_CAPTURES,
             )
+
+
+@contextmanager
+def _young_collected() -> Iterator[None]:
+    """While this lasts, Python's garbage collector looks through what was made since; not, over and over, through all.
+
+    PyTorch alone is a million objects, and compiling makes enough for them to be looked through many times.
+    """
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _kind(value: Any) -> Hashable:

@@ -100,14 +100,17 @@ class Roles:
 
     def is_tuple(self, name: str) -> bool:
         """Whether the node yields several values, which getitem nodes take apart."""
-        return self._is_tuple(self.by_name[name])
+        return name in self._tuples
 
     def _is_tuple(self, node: object) -> bool:
-        if not isinstance(node, fx.Node) or node.name in self.captured.leaves:
-            return False
-        if self.captured.facts[node.name].shape is not None:
-            return False
-        return any(user.target in (operator.getitem, getattr) for user in node.users)
+        return isinstance(node, fx.Node) and node.name in self._tuples
+
+    @cached_property
+    def _tuples(self) -> set[str]:
+        facts, leaves = self.captured.facts, self.captured.leaves
+        takers = [node for node in self.nodes if node.target in (operator.getitem, getattr)]
+        names = {node.args[0].name for node in takers if isinstance(node.args[0], fx.Node)}
+        return {name for name in names if name not in leaves and facts[name].shape is None}
 
 
 def choose(roles: Roles, vertices: str | Sequence[str], every_node: bool) -> set[str]:

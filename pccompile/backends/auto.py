@@ -99,7 +99,7 @@ class AutoBackend:
             return "aten"
         import pccompile
 
-        graphs = [signature(piece.module.graph) for piece in pieces]
+        graphs = [signature(piece.graph) for piece in pieces]
         key = cache.digest("back end", run.rule, pccompile.__version__, *map(_version, contestants), *graphs)
         seconds = cache.load(key)
         if not isinstance(seconds, dict) or not {"aten"} <= set(seconds) <= set(contestants):

@@ -201,7 +201,7 @@ def seconds_of(graph: fx.Graph, rest: Compile | None) -> float:
         "measured",
         Span.steps(0, 1),
         False,
-        fx.GraphModule({}, graph),
+        graph,
         tuple(node.target for node in placeholders),
         tuple(node.name for node in graph.output_node().args[0]),
         (),

@@ -38,7 +38,7 @@ class Executable:
     def rows(self, piece: FlatPiece) -> list[Row]:
         """What runs each vertex."""
         if self.graph is None:
-            return rows_of(piece.module.graph, self.runs, f"{self.runs} operators")
+            return rows_of(piece.graph, self.runs, f"{self.runs} operators")
         return [*self.choices, *rows_of(self.graph, self.runs, "no kernel takes them")]
 
 
@@ -48,7 +48,7 @@ Together = Callable[[Sequence[FlatPiece]], list[FlatPiece]]
 
 def as_it_is(piece: FlatPiece) -> Executable:
     """Run a flat graph's own Python."""
-    graph = copy.deepcopy(piece.module.graph)
+    graph = copy.deepcopy(piece.graph)
     carried = set(piece.inputs) & set(piece.outputs) if piece.loop else set()
     direct(graph, [node for node in graph.find_nodes(op="placeholder") if node.target in carried])
     graph.lint()

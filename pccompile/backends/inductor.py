@@ -58,7 +58,7 @@ def is_available(device: str) -> bool:
 
 def with_inductor(piece: FlatPiece) -> Executable:
     """Compile a flat graph; where Inductor fails, a warning says so and the graph runs as it is."""
-    graph = _numbers_as_tensors(copy.deepcopy(piece.module.graph))
+    graph = _numbers_as_tensors(copy.deepcopy(piece.graph))
     parts = regions(graph)
     try:
         calls = [_as_it_is(part) if part.is_opaque else _with_tensors(part.graph, _compile(part)) for part in parts]
@@ -68,7 +68,7 @@ def with_inductor(piece: FlatPiece) -> Executable:
         logger.warning("Inductor cannot compile %s, which runs as it is: %s", piece.name, problem)
         return as_it_is(piece)
     compiled = [part.signature for part in parts if not part.is_opaque]
-    code = python_of(piece.module, piece.name)
+    code = python_of(fx.GraphModule({}, piece.graph, piece.name), piece.name)
     count = f"{len(compiled)} parts, {len(set(compiled))} distinct"
     return Executable(_chain(graph, parts, calls), f"# compiled by Inductor in {count}\n{code}", "inductor")
 

@@ -205,7 +205,7 @@ class TritonBackend(AtenBackend):
         from pccompile.kernels.fingerprint import fingerprint
 
         stages = () if self.latest is None else self.latest.stages
-        graphs = [signature(stage.piece.module.graph) for stage in stages]
+        graphs = [signature(stage.piece.graph) for stage in stages]
         key = cache.digest("strict sweep", run.rule.steps, run.cuda_graph, fingerprint(), *graphs)
         seconds = cache.load(key)
         if isinstance(seconds, dict) and {"operators"} < set(seconds) <= set(calls):

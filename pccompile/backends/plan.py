@@ -190,7 +190,7 @@ class Plan:
     @cached_property
     def consumed(self) -> frozenset[str]:
         """See `AtenBackend.consumed`; a sweep for fewer outputs reads no more than that for all of them."""
-        graph = self.prediction.piece.module.graph
+        graph = self.prediction.piece.graph
         kept = {key for sweep in self.sweeps.values() for stage in sweep.stages for key in stage.piece.inputs}
         for node in graph.find_nodes(op="placeholder"):
             if any(user.op == "output" or may_be_alias(user) for user in node.users):

@@ -49,14 +49,14 @@ def with_kernels(piece: FlatPiece, rest: Compile | None = None) -> Executable:
     rest = rest or _rest(_kinds_in(piece))
     if not is_installed():
         return rest(piece)
-    graph = copy.deepcopy(piece.module.graph)
+    graph = copy.deepcopy(piece.graph)
     choices = rewrite(graph, by_measurement(rest))
-    executable = rest(replace(piece, module=fx.GraphModule({}, graph, piece.name)))
+    executable = rest(replace(piece, graph=graph))
     return replace(executable, choices=tuple(choices), graph=graph)
 
 
 def _kinds_in(piece: FlatPiece) -> list[Any]:
-    return [node.meta.get("val") for node in piece.module.graph.nodes]
+    return [node.meta.get("val") for node in piece.graph.nodes]
 
 
 def _rest(kinds: Iterable[Any]) -> Compile:

@@ -19,6 +19,7 @@ from pccompile.call import Call
 from pccompile.capture.captured import Captured, Effect, Leaf
 from pccompile.capture.decompose import Opened, decompose
 from pccompile.capture.functional import functional
+from pccompile.capture.repeats import NotRepeatedError, Repeats
 from pccompile.capture.restore import restore_eager_operators
 from pccompile.capture.shapes import SimpleSizes, domain_of_export, open_dimensions
 from pccompile.capture.source import source_of_exception, source_of_function, source_of_stack
@@ -116,7 +117,7 @@ def _refuse_compressed(values: list[Any]) -> None:
             raise NotImplementedError(f"torch.export cannot follow a {value.layout} tensor that requires a gradient")
 
 
-def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:
+def _export(module: WithLoss, inputs: tuple[Any, ...], dynamic: bool) -> tuple[torch.export.ExportedProgram, str]:
     """Export with open sizes if asked to; where the model does not allow it, with open batch sizes; else with fixed.
 
     Returns:
@@ -127,13 +128,26 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[
     every, first = open_dimensions(inputs), open_dimensions(inputs, only_first=True)
     for shapes in ([every] if every == first else [every, first]) if dynamic else []:
         try:
-            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            return functional(exported), fixed
+            return _traced(module, inputs, shapes), fixed
         except PCCompileError:
             raise
         except Exception as error:
             fixed = fixed or f"{type(error).__name__}: {_first_paragraph(error)}".partition("\n")[0]
-    return functional(torch.export.export(module, inputs, strict=False)), fixed
+    return _traced(module, inputs, None), fixed
+
+
+def _traced(module: WithLoss, inputs: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
+    """Export with these open sizes; of equal blocks the first is traced and copied, if they can be."""
+    repeats = Repeats(module)
+    try:
+        with repeats.recorded():
+            exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        repeats.write_out(exported)
+    except Exception as error:
+        if not (repeats.used or isinstance(error, NotRepeatedError)):
+            raise
+        exported = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    return functional(exported)
 
 
 def _aliases(inputs: tuple[Any, ...]) -> Any:

@@ -32,8 +32,12 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     if not _MAY_BE_OPENED or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):  # its casts come with retracing
         return retraced(exported)
     calls = [node for node in exported.graph.nodes if node.op not in ("placeholder", "output")]
+    traced: dict[str, fx.Graph] = {}  # by what is called on what; blocks repeat it
     try:
-        parts = [(node, _traced(node)) for node in calls if not _is_kept(node.target)]
+        opened = [(node, _what(node)) for node in calls if not _is_kept(node.target)]
+        for node, what in opened:
+            traced[what] = traced.get(what) or _traced(node)
+        parts = [(node, traced[what]) for node, what in opened]
     except _NotAlone:
         return retraced(exported)
     for node, part in parts:
@@ -46,6 +50,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 
 def retraced(exported: ExportedProgram) -> ExportedProgram:
     """What `run_decompositions({})` makes of the program."""
+    exported.graph_module.recompile()
     with _composites_of(exported.graph_module):
         return exported.run_decompositions({})
 
@@ -72,6 +77,20 @@ def _is_kept(target: Any) -> bool:
 def _is_composite(target: torch._ops.OpOverload) -> bool:
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return key in target.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key)
+
+
+def _what(node: fx.Node) -> str:
+    """What a call computes, of inputs of which kinds."""
+    number = {value: position for position, value in enumerate(node.all_input_nodes)}
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: f"%{number[value]}")
+    kinds = [_kind(value.meta["val"]) for value in number]
+    return f"{node.target} {args} {kwargs} {kinds}"
+
+
+def _kind(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.dtype, value.device, value.shape, value.stride(), value.requires_grad
 
 
 def _traced(node: fx.Node) -> fx.Graph:

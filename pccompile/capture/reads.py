@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -19,6 +19,7 @@ from torch import nn
 
 __all__ = [
     "Name",
+    "block_key",
     "dictionaries_of",
     "is_settled",
     "items_of",
@@ -90,6 +91,26 @@ def python_key(model: nn.Module, loss_fn: Any = None) -> tuple[Any, ...]:
     ]
     parts += [(name.label, _value_key(name.get(), seen)) for name in code.names.values()]
     return tuple(map(type, modules)), tuple(parts), tuple(map(_Identity, _hooks(modules)))
+
+
+def block_key(block: nn.Module) -> Hashable:
+    """What a block computes, up to its arguments and the values of its tensors; equal blocks compute alike.
+
+    Modules by path with their types and modes, the kinds of tensors, and the Python values that the code mentions; of
+    values that may change, which object they are. None where there are hooks.
+    """
+    modules = modules_of(block, None)
+    if any(module.__dict__[kind] for module in modules for kind in _HOOKS):
+        return None
+    kinds = tuple((path, type(m), m.training) for path, m in block.named_modules(remove_duplicate=False))
+    values = [(name, _unchanging(value)) for name, value in _attributes_read(modules, _code_of(modules, None))]
+    return kinds, tuple(tensors_key(block).items()), tuple(values)
+
+
+def _unchanging(value: Any) -> Hashable:
+    if isinstance(value, tuple):
+        return tuple(map(_unchanging, value))
+    return (type(value), value) if isinstance(value, _PLAIN) else _Identity(value)
 
 
 def _attributes_read(modules: list[nn.Module], code: _Code) -> Iterator[tuple[str, Any]]:

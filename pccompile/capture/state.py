@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ _DEPTH, _LARGEST, _MOST_OBJECTS = 5, 4096, 20_000
 # where a GraphModule keeps the code that it writes when it is first called
 TRACERS_OWN = ("_tensor_constant", "_flat_weight", "_code", "_lineno_map", "_prologue_start")
 _TENSORS = ("_parameters", "_buffers", "_modules")
+_ATOMS = frozenset([type(None), bool, int, float, str, torch.Tensor, nn.Parameter, FunctionType])
 _MISSING = object()
 
 
@@ -130,10 +132,15 @@ def refuse_changes(model: nn.Module, loss_fn: Any = None) -> Iterator[None]:
 class _Note:
     """A value and, for a container or a plain object, notes of its contents."""
 
+    __slots__ = ("parts", "state", "value")
+
     def __init__(self, value: Any, memo: dict[int, _Note], whole: set[int] | None = None, depth: int = _DEPTH) -> None:
         self.value = value
-        self.state = _generator_state(value)
+        self.state: Any = None
         self.parts: dict[Any, _Note] | None = None
+        if type(value) in _ATOMS:
+            return
+        self.state = _generator_state(value)
         parts = contents(value) if depth and id(value) not in memo and len(memo) < _MOST_OBJECTS else None
         if parts is not None:
             memo[id(value)] = self
@@ -181,7 +188,9 @@ class _Note:
 def contents(value: Any) -> dict[Any, Any] | None:
     """The parts of a container or plain object by key; None for anything else."""
     if isinstance(value, dict):
-        return dict(items_of(value)) if len(value) <= _LARGEST else None
+        if len(value) > _LARGEST:
+            return None
+        return dict(value) if type(value) in (dict, OrderedDict) else dict(items_of(value))
     if isinstance(value, list | tuple | deque):
         return dict(enumerate(value)) if len(value) <= _LARGEST else None
     if isinstance(value, set):

@@ -1,11 +1,12 @@
 """The verifier: what makes a program well-formed, and a proof that every update is local.
 
-`verify` runs after every pass. Both checks are linear in the size of the program.
+`verify` runs after every pass. Both checks are linear in the size of the program; what a pass left as it was is not
+checked again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import networkx as nx
@@ -29,18 +30,27 @@ ALLOWED: dict[Action, frozenset[Kind]] = {
 def verify(program: Program) -> Program:
     """Return the program if it is well-formed and local; else raise.
 
+    The program that it was made of by a pass counts as verified.
+
     Raises:
         CycleError: predictions read each other in a circle.
         ShapeError: a delay, or an output's identity, differs in shape from what it repeats.
         ProgramError: anything else that the grammar forbids.
     """
-    _check_acyclic(program)
-    for vertex in program.vertices:
-        _check_vertex(program, vertex)
-    for update in program.schedule:
+    before = program.previous
+    if before is None or before.graph is not program.graph:
+        before = None
+        _check_acyclic(program)
+        for vertex in program.vertices:
+            _check_vertex(program, vertex)
+    known = before.updates.keys() if before is not None else ()
+    new = [update for update in program.schedule if (update.action, update.vertex) not in known]
+    for update in new:
         _check_update(program, update)
+    for update in program.schedule:
+        _check_span(program, update)
     _check_overlaps(program)
-    check_locality(program)
+    check_locality(program, new)
     return program
 
 
@@ -93,14 +103,19 @@ def _check_update(program: Program, update: Update) -> None:
         raise ProgramError(
             f"{update}: a vertex of kind {vertex.kind.value} has no {update.action.value}", place(vertex)
         )
-    if update.span.empty:
-        raise ProgramError(f"{update} never runs", place(vertex))
     if update.action is Action.LEARN and not program.learned(update.vertex):
         raise ProgramError(f"{update}: the vertex has nothing to learn", place(vertex))
 
 
+def _check_span(program: Program, update: Update) -> None:
+    if update.span.empty:
+        raise ProgramError(f"{update} never runs", place(program.vertex(update.vertex)))
+
+
 def _check_overlaps(program: Program) -> None:
     for (action, name), updates in program.updates.items():
+        if len(updates) < 2:
+            continue
         spans = sorted((update.span for update in updates), key=lambda span: span.start)
         for first, second in pairwise(spans):
             if second.start < first.stop:
@@ -129,14 +144,14 @@ def reads(program: Program, update: Update) -> Iterator[tuple[str, str]]:
         yield from (("value", name), ("gradient", name))
 
 
-def check_locality(program: Program) -> None:
-    """Prove that every update reads its own vertex, its parents and its children, and nothing else.
+def check_locality(program: Program, updates: Iterable[Update] | None = None) -> None:
+    """Prove that every update, or each of these, reads its own vertex, its parents and its children, and nothing else.
 
     Raises:
         ProgramError: an update reads something further away.
     """
     neighbours: dict[str, set[str]] = {}
-    for update in program.schedule:
+    for update in program.schedule if updates is None else updates:
         name = update.vertex
         near = neighbours.get(name)
         if near is None:

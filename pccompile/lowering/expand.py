@@ -23,6 +23,7 @@ from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.gram import sum_errors
 from pccompile.lowering.hoist import hoist
 from pccompile.lowering.masks import narrow_masks
+from pccompile.lowering.parts import join_parts
 from pccompile.lowering.predictions import Held, Prediction
 from pccompile.lowering.symbolic_updates import SymbolicOptimizer, SymbolicRun, infer_on_symbols, relax_on_symbols
 from pccompile.lowering.symbols import Origin, Space, Symbol, Writer
@@ -40,7 +41,7 @@ class FlatPiece:
     Attributes:
         name: what it is, "prediction_sweep".
         span: the steps it belongs to; `loop` says that it runs in each of them.
-        module: takes the inputs as one list, which it empties, and returns the outputs.
+        graph: takes the inputs as one list, which its code empties, and returns the outputs.
         inputs, outputs: keys of the tensors and numbers.
         descents: parameters whose gradient is handed to their optimizer after it, with the gradient's key.
         results: quantities brought up to date by it, component by component, as keys or as the thing itself.
@@ -50,7 +51,7 @@ class FlatPiece:
     name: str
     span: Span
     loop: bool
-    module: fx.GraphModule
+    graph: fx.Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     descents: tuple[tuple[str, str | None], ...]
@@ -344,6 +345,7 @@ class _Written:
         graph.output(tuple(self.writer.exports.values()))
         graph.eliminate_dead_code()
         narrow_masks(graph)
+        join_parts(graph)
         keys = {key for key, (name, *_) in self.expansion.scalars.items() if name == "gain"}
         gains = [node for key, node in self.writer.imports.items() if key in keys]
         for node in gains:
@@ -362,7 +364,7 @@ class _Written:
             self.writer.name,
             span,
             piece is not None and piece.loop,
-            fx.GraphModule({}, graph, self.writer.name),
+            graph,
             inputs,
             tuple(self.writer.exports),
             tuple(self.writer.descents),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pccompile.lowering.fragments import may_be_alias
+from pccompile.lowering.fragments import is_write, may_be_alias
 
 __all__ = ["Region", "region", "regions", "signature", "tandem_repeat"]
 
@@ -61,6 +61,7 @@ def _cut(nodes: list[fx.Node]) -> list[Region]:
     """Consecutive nodes, whole, or cut into repeated blocks and what lies between them."""
     if len(nodes) < _FEWEST_NODES:
         return [region(nodes)]
+    nodes = _selections_first(nodes)
     found = tandem_repeat([_kind_of_node(node) for node in nodes])
     if found is None:
         return [region(nodes)]
@@ -72,6 +73,27 @@ def _cut(nodes: list[fx.Node]) -> list[Region]:
     start, count = _best_phase(nodes, start, period, count)
     cuts = [0, *(start + block * period for block in range(count + 1)), len(nodes)]
     return [region(nodes[a:b]) for a, b in pairwise(cuts) if a < b]
+
+
+def _selections_first(nodes: list[fx.Node]) -> list[fx.Node]:
+    """The nodes with every selection right behind what it selects from.
+
+    The steps of a recurrence select each its own input: only without that are they equal.
+    """
+    moved = [node for node in nodes if node.target is torch.ops.aten.select.int]
+    if not moved or any(map(is_write, nodes)):
+        return nodes
+    inside, behind = set(nodes), defaultdict[fx.Node | None, list[fx.Node]](list)
+    for node in moved:
+        source = node.all_input_nodes[0]
+        behind[source if source in inside else None].append(node)
+    ordered: list[fx.Node] = []
+    waiting: list[fx.Node] = list(reversed([*behind[None], *(node for node in nodes if node not in set(moved))]))
+    while waiting:
+        node = waiting.pop()
+        ordered.append(node)
+        waiting += reversed(behind[node])
+    return ordered
 
 
 def tandem_repeat(kinds: Sequence[Hashable]) -> tuple[int, int, int] | None:

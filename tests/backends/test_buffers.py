@@ -57,7 +57,7 @@ def test_of_a_normalisation_only_its_statistics_leave_the_graph():
     pc = pccompile.compile(model, loss_fn=F.cross_entropy, backend="aten", dynamic=False, verify=False)
     pc.loss(X, Y).backward()
     (plan,) = pc._latest.backend.plans.values()
-    graph = plan.prediction.piece.module.graph
+    graph = plan.prediction.piece.graph
     (relu,) = graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
     assert list(relu.args[0].users) == [relu]
     assert {"1.running_mean", "1.running_var", "1.num_batches_tracked"} <= plan.consumed

@@ -26,7 +26,7 @@ def rows_with_kernels(model, rule, batch=IMAGES):
     (plan,) = pc._latest.backend.plans.values()
     pieces = Pieces([stage.piece for stage in plan.stages])
     triton.rewrite_together(pieces, lambda *matches: (True, "asked for"))
-    graphs = [piece.module.graph for piece in pieces.finish()]
+    graphs = [piece.graph for piece in pieces.finish()]
     chosen = [row for graph in graphs for row in triton.rewrite(graph, lambda match: (True, "asked for"))]
     return chosen + [row for graph in graphs for row in rows_of(graph, "aten", "no kernel takes them")]
 

@@ -48,7 +48,7 @@ def graphs(model, rule=None, choose=lambda match: (True, "asked for")):
     (plan,) = pc._latest.backend.plans.values()
     found = {}
     for stage in plan.stages:
-        graph = stage.piece.module.graph
+        graph = stage.piece.graph
         found[stage.piece.name] = graph, triton.rewrite(graph, choose)
     return found
 
@@ -220,7 +220,7 @@ def timed(monkeypatch, tmp_path):
 def rewritten(model):
     pc = trained(model, "aten", verify=False)
     (plan,) = pc._latest.backend.plans.values()
-    return triton.rewrite(plan.prediction.piece.module.graph, choice.by_measurement(triton.as_it_is))
+    return triton.rewrite(plan.prediction.piece.graph, choice.by_measurement(triton.as_it_is))
 
 
 @pytest.mark.parametrize("kernel, expected", [(1e-6, "linear_predict"), (3e-6, "aten")])

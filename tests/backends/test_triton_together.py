@@ -36,11 +36,11 @@ def together(pieces, choose=lambda *matches: (True, "asked for")):
 
 
 def calls(piece, name):
-    return [node.args for node in piece.module.graph.nodes if getattr(node.target, "__name__", "") == name]
+    return [node.args for node in piece.graph.nodes if getattr(node.target, "__name__", "") == name]
 
 
 def operators(piece):
-    nodes = [node for node in piece.module.graph.nodes if node.op == "call_function" and "kernel" not in node.meta]
+    nodes = [node for node in piece.graph.nodes if node.op == "call_function" and "kernel" not in node.meta]
     return [str(node.target).removeprefix("aten.") for node in nodes]
 
 
@@ -90,7 +90,7 @@ def test_a_strict_loop_predicts_and_goes_back_through_pools_in_one_graph():
     assert len(calls(loop, "predict_images")) == len(calls(loop, "sweep_images")) == 1
     assert not calls(loop, "step_images")
     assert not any("pool" in name for name in operators(loop))
-    told = {node.meta["row"].kernel: node.meta["row"].reason for node in loop.module.graph.nodes if "row" in node.meta}
+    told = {node.meta["row"].kernel: node.meta["row"].reason for node in loop.graph.nodes if "row" in node.meta}
     assert told == {"conv_predict": "too slow", "conv_error": "too slow; no conv_step: too slow"}
 
 
@@ -139,7 +139,7 @@ def test_a_value_that_an_optimizer_moves_is_given_what_comes_back(optimizer):
 
 
 def reasons(piece):
-    hearts = piece.module.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
+    hearts = piece.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
     return [heart.meta.get("left_by") for heart in hearts]
 
 
@@ -191,7 +191,7 @@ def test_a_layer_that_learns_in_every_step_stays_several_launches_and_says_so():
     (plan,) = pc._latest.backend.plans.values()
     (loop,) = [piece for piece in together([stage.piece for stage in plan.stages]).values() if piece.loop]
     assert not calls(loop, "step_images")
-    told = {node.meta["row"].reason for node in loop.module.graph.nodes if "row" in node.meta}
+    told = {node.meta["row"].reason for node in loop.graph.nodes if "row" in node.meta}
     assert "asked for; no conv_step: its weights learn in the same step" in told
 
 
@@ -213,7 +213,7 @@ def test_what_is_declined_stays_as_it_was_and_the_report_says_why():
         same = found[piece.name]
         assert (same.inputs, same.outputs) == (piece.inputs, piece.outputs)
         assert operators(same) == operators(piece)
-    rows = rows_of(found["prediction_sweep"].module.graph, "aten", "no kernel takes them")
+    rows = rows_of(found["prediction_sweep"].graph, "aten", "no kernel takes them")
     assert {row.vertices: row.reason for row in rows}["2",] == "too slow"
     assert {row.vertices: row.reason for row in rows}["loss",] == "too slow"
 
@@ -269,7 +269,7 @@ class Elementwise(nn.Module):
 
 def test_a_run_of_elementwise_operators_is_one_call_and_what_others_read_stays_outside():
     piece, _ = pieces_of(Elementwise(), x=torch.linspace(-1, 1, 20).view(5, 4), y=torch.arange(5) % 3)
-    rows = triton.rewrite(piece.module.graph, lambda match: (match.kernel == "pointwise", "asked for"))
+    rows = triton.rewrite(piece.graph, lambda match: (match.kernel == "pointwise", "asked for"))
     taken = [row for row in rows if row.kernel == "pointwise"]
     assert [row.vertices for row in taken] == [("mul", "exp")]  # what was negated is read by a derivative
     assert taken[0].launches == 1
@@ -280,7 +280,7 @@ def test_gains_and_step_sizes_stay_arguments_of_operators():
         Elementwise(), pccompile.Strict(steps=3), x=torch.linspace(-1, 1, 20).view(5, 4), y=torch.arange(5) % 3
     )
     for piece in pieces:
-        triton.rewrite(piece.module.graph, lambda match: (match.kernel == "pointwise", "asked for"))
-        for node in piece.module.graph.nodes:
+        triton.rewrite(piece.graph, lambda match: (match.kernel == "pointwise", "asked for"))
+        for node in piece.graph.nodes:
             if node.meta.get("kernel") == "pointwise" and node.target is not operator.getitem:
                 assert all(isinstance(read.meta["val"], torch.Tensor) for read in node.all_input_nodes)

@@ -111,7 +111,7 @@ def test_inductor_computes_the_same(build):
 
 def test_the_loop_has_one_product_of_the_readers_width_in_the_place_of_two():
     pc, _ = trained(deep, dtype=torch.float32, backend="aten")
-    (loop,) = (stage.piece.module.graph for stage in stages(pc) if stage.piece.loop)
+    (loop,) = (stage.piece.graph for stage in stages(pc) if stage.piece.loop)
     nodes = [node for node in loop.nodes if node.op == "call_function"]
     products = [tuple(node.meta["val"].shape) for node in nodes if "mm" in str(node.target)]
     assert sorted(products) == [(8, 4), (8, 10), (8, 10)]  # of the last layer, there and back, and of the second
@@ -122,7 +122,7 @@ def test_the_loop_has_one_product_of_the_readers_width_in_the_place_of_two():
 def test_what_the_reader_predicted_first_is_kept_rather_than_computed_again(build):
     pc, _ = trained(build, dtype=torch.float32, backend="aten")
     before, loop = next((one, two) for one, two in pairwise(stages(pc)) if two.piece.loop)
-    products = [node for node in before.piece.module.graph.nodes if "mm" in str(node.target)]
+    products = [node for node in before.piece.graph.nodes if "mm" in str(node.target)]
     assert [str(node) for node in products] == ["_2_weight_gram"]
     (constant,) = (key for key in loop.piece.inputs if key.endswith("_constant"))
     assert constant in stages(pc)[0].piece.outputs

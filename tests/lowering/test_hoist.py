@@ -18,7 +18,7 @@ def pieces(model, x, y, rule, loss_fn=F.cross_entropy):
         pc.loss(x, y).backward()
     (plan,) = pc._latest.backend.plans.values()
     (sweep,) = plan.sweeps.values()
-    graphs = {stage.piece.name: stage.piece.module.graph for stage in sweep.stages}
+    graphs = {stage.piece.name: stage.piece.graph for stage in sweep.stages}
     return {name: [str(n.target) for n in graph.nodes if n.op == "call_function"] for name, graph in graphs.items()}
 
 

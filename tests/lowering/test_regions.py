@@ -47,7 +47,7 @@ def flat_graphs(model, x):
     pc(x).sum().backward()
     (plan,) = pc._latest.backend.plans.values()
     (sweep,) = plan.sweeps.values()
-    return [plan.prediction.piece.module.graph, *(stage.piece.module.graph for stage in sweep.stages)]
+    return [plan.prediction.piece.graph, *(stage.piece.graph for stage in sweep.stages)]
 
 
 def test_the_blocks_of_a_deep_model_are_few_distinct_parts():
@@ -104,3 +104,17 @@ def test_signatures_tell_operators_constants_wiring_and_kinds_apart():
     ]
     assert base not in others
     assert len(set(others)) == len(others)
+
+
+def test_the_steps_of_an_opened_recurrence_are_few_distinct_parts():
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 4, batch_first=True)
+    rule = pccompile.FixedPrediction(levelled=True)
+    pc = pccompile.compile(model, rule, lambda outputs, y: (outputs[0] - y).square().sum(), backend="aten")
+    pc.loss(torch.randn(2, 24, 3), torch.randn(2, 24, 4)).backward()
+    (plan,) = pc._latest.backend.plans.values()
+    (sweep,) = plan.sweeps.values()
+    for stage in (plan.prediction, *sweep.stages):
+        parts = regions(stage.piece.graph)
+        assert len(parts) > 8 and len({part.signature for part in parts}) <= 5
+        assert sum(len(part.graph.find_nodes(op="placeholder")) for part in parts) < 40 * len(parts)

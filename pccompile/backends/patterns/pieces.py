@@ -56,7 +56,7 @@ class Pieces:
 
     def __init__(self, pieces: Sequence[FlatPiece]) -> None:
         self._pieces = pieces
-        self.graphs = [copy.deepcopy(piece.module.graph) for piece in pieces]
+        self.graphs = [copy.deepcopy(piece.graph) for piece in pieces]
         self._outputs = [list(piece.outputs) for piece in pieces]
         self._asked = {key for piece in pieces for parts in piece.results.values() for key in _keys(parts)}
         self._asked.update(key for piece in pieces for _, key in piece.descents if key is not None)
@@ -100,8 +100,7 @@ class Pieces:
                     graph.erase_node(node)
             inputs = tuple(str(node.target) for node in placeholders if node in set(graph.nodes))
             graph.lint()
-            module = fx.GraphModule({}, graph, piece.name)
-            found.append(replace(piece, module=module, inputs=inputs, outputs=tuple(outputs)))
+            found.append(replace(piece, graph=graph, inputs=inputs, outputs=tuple(outputs)))
         return found
 
     def _keys_of(self, node: fx.Node) -> list[str]:
