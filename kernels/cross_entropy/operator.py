@@ -135,10 +135,12 @@ def _two_dimensional(targets: Tensor) -> Tensor:
     return targets[:, None] if targets.dim() == 1 else targets.flatten(1)
 
 
-def _empty_outputs(logits: Tensor, targets: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_outputs(
+    logits: Tensor, targets: Tensor, reduction: str, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; log-sum-exp (rows,); the total weight (), or nothing (0,) where the loss is not a mean."""
     return (
-        logits.new_empty(targets.shape if reduction == "none" else ()),
+        logits.new_empty(targets.shape if reduction == "none" else (), dtype=dtype),
         logits.new_empty(targets.numel(), dtype=torch.float32),
         logits.new_empty(() if reduction == "mean" else (0,), dtype=torch.float32),
     )
@@ -151,9 +153,14 @@ def predict_loss(
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator without its checks and its dispatch, for callers that know what they pass."""
-    loss, log_sum_exp, total_weight = _empty_outputs(logits, targets, reduction)
+    """The operator without its checks and its dispatch, for callers that know what they pass.
+
+    Args:
+        dtype: of the loss; None: the logits'.
+    """
+    loss, log_sum_exp, total_weight = _empty_outputs(logits, targets, reduction, dtype)
     if logits.numel() == 0:  # as in torch: the mean of nothing is not a number; with no classes nothing is known
         total_weight.zero_()
         unknown = targets.numel() > 0 or reduction == "mean"

@@ -1,7 +1,8 @@
 """cross_entropy_predict and cross_entropy_error: log_softmax and nll_loss in one launch each way.
 
 The kernels keep the logarithm of the sum of exponentials of each row, not log_softmax: both graphs change together, and
-hand it on under log_softmax's key. The error reads the logits again.
+hand it on under log_softmax's key. The error reads the logits again, in half precision where autocast made them float32
+for the loss: no float32 of their size is written.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ __all__ = ["PATTERN"]
 
 _aten = torch.ops.aten
 _BACKWARD = (_aten.nll_loss_backward.default, _aten.nll_loss2d_backward.default)
+_HALVES = (torch.bfloat16, torch.float16)
 _REDUCTIONS = ("none", "mean", "sum")
 
 
 @dataclass(frozen=True)
 class _Site:
-    """The nodes of a loss: nll_loss of log_softmax of the logits, with its loss and total weight."""
+    """The nodes of a loss: nll_loss of log_softmax of the logits, with its loss and total weight.
+
+    `cast` made the logits float32, if something did.
+    """
 
     node: fx.Node
     log_softmax: fx.Node
+    cast: fx.Node | None
     logits: fx.Node
     dim: int
     items: dict[int, fx.Node]
@@ -78,7 +84,17 @@ def _site(node: fx.Node) -> _Site | None:
     if half_to_float or kind.dim() < 2 or dim % kind.dim() != 1 or kind.numel() == 0:
         declined(node, "a loss of this form has no kernel")
         return None
-    return _Site(node, log_softmax, logits, dim, items)
+    cast = logits if _is_cast(logits) and only_user(logits) is log_softmax else None
+    return _Site(node, log_softmax, cast, logits if cast is None else logits.args[0], dim, items)
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a node makes a half precision float32, or the other way round, and nothing else."""
+    if node.target is not _aten._to_copy.default or "memory_format" in node.kwargs:
+        return False
+    kinds = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    dtypes = {kind.dtype for kind in kinds}
+    return kinds[0].device == kinds[1].device and dtypes in ({torch.float32, half} for half in _HALVES)
 
 
 def _writer(site: _Site, kinds: Mapping[fx.Node, Any]) -> Match:
@@ -92,13 +108,14 @@ def _writer(site: _Site, kinds: Mapping[fx.Node, Any]) -> Match:
 
     def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         given = (at(site.logits), at(targets), if_any(at, weight))
-        node = call(graph, predict_loss, (*given, _REDUCTIONS[reduction], ignored, 0.0), "cross_entropy")
+        dtype = site.log_softmax.meta["val"].dtype
+        node = call(graph, predict_loss, (*given, _REDUCTIONS[reduction], ignored, 0.0, dtype), "cross_entropy")
         node.meta["val"] = tuple(map(match.kind, results))
         return [item(graph, node, place, match.kind(result)) for result, place in results.items()]
 
     inputs = distinct(site.logits, targets, weight)
-    replaced = (site.log_softmax, site.node, *site.items.values())
-    match = Match("cross_entropy", replaced, tuple(results), inputs, write, kinds=kinds)
+    replaced = (*([site.cast] if site.cast is not None else []), site.log_softmax, site.node, *site.items.values())
+    match = Match("cross_entropy", replaced, tuple(results), inputs, write, statistics=distinct(weight), kinds=kinds)
     return match
 
 
@@ -109,7 +126,10 @@ def _way_back(node: fx.Node, site: _Site, stands_for: Mapping[fx.Node, fx.Node],
     if result is None or result.target is not _aten._log_softmax_backward_data.default or result.args[0] is not node:
         return None
     output, dim, dtype = result.args[1:]
-    kind = result.meta["val"]
+    back = only_user(result) if site.cast is not None else result
+    if back is None or (back is not result and not _is_cast(back)):
+        return None
+    kind = back.meta["val"]
     logits = pieces.bring(site.logits, node.graph)
     if (
         logits is None
@@ -119,12 +139,13 @@ def _way_back(node: fx.Node, site: _Site, stands_for: Mapping[fx.Node, fx.Node],
         or stands_for.get(total) is not site.items.get(1)  # type: ignore[arg-type]
         or reduction != argument(site.node, "reduction")
         or dim != site.dim
-        or dtype != logits.meta["val"].dtype
+        or dtype != site.log_softmax.meta["val"].dtype
+        or kind.dtype != site.logits.meta["val"].dtype
     ):
         return None
     is_mean = _REDUCTIONS[reduction] == "mean"
-    statistics = (output, total) if is_mean else (output,)
-    inputs = distinct(logits, targets, weight, *statistics, upstream)  # type: ignore[arg-type]
+    statistics = distinct(output, total if is_mean else None, weight, upstream)  # type: ignore[arg-type]
+    inputs = distinct(logits, targets, *statistics)  # type: ignore[arg-type]
 
     def write(graph: fx.Graph, at: At) -> Sequence[fx.Node]:
         divisor = at(total) if is_mean else None  # type: ignore[arg-type]
@@ -134,7 +155,8 @@ def _way_back(node: fx.Node, site: _Site, stands_for: Mapping[fx.Node, fx.Node],
         return [found]
 
     kinds = dict(zip((output, total), site.kinds, strict=True))
-    return Match("cross_entropy", (node, result), (result,), inputs, write, statistics=statistics, kinds=kinds)  # type: ignore[arg-type]
+    replaced = distinct(node, result, back)
+    return Match("cross_entropy", replaced, (back,), inputs, write, statistics=statistics, kinds=kinds)
 
 
 PATTERN = GroupPattern(frozenset([_aten.nll_loss_forward.default, _aten.nll_loss2d_forward.default]), _find)

@@ -283,6 +283,23 @@ def test_under_autocast_products_are_bfloat16_and_so_are_the_kernels(device):
     assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_under_autocast_the_loss_reads_logits_in_half_precision(device, reduction):
+    weight = torch.tensor([0.5, 1.0, 2.0], device=device)
+
+    def loss(outputs, target):
+        return F.cross_entropy(outputs, target, weight, reduction=reduction, ignore_index=1).sum()
+
+    pc = compiled(mlp(6, 7, 3), device, loss)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        launches = agree(pc, pccompile.ZIL(), *batch(device), tolerance=2e-2)
+    assert launches == {"linear_predict": 2, "linear_error": 2, **LOSS}
+    graphs = [stage.piece.graph for stage in pc._latest.backend.latest.stages]
+    values = [node.meta.get("val") for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    kinds = {(v.dtype, tuple(v.shape)) for v in values if isinstance(v, torch.Tensor)}
+    assert (torch.bfloat16, (5, 3)) in kinds and (torch.float32, (5, 3)) not in kinds
+
+
 def test_what_the_loop_of_strict_inference_does_not_change_is_predicted_before_it(device):
     pc = compiled(mlp(6, 7, 5, 3), device, lambda output, target: F.cross_entropy(output, target, label_smoothing=0.1))
     agree(pc, pccompile.Strict(steps=4, step_size=0.1), *batch(device))  # such a loss keeps it a loop
