@@ -11,15 +11,19 @@ import torch
 from bench.gpu.tune import Launch, Operation
 from pccompile.kernels.linear_error import configurations as error_configurations
 from pccompile.kernels.linear_error.kernel import launch_linear_error
+from pccompile.kernels.linear_error.reference import linear_error_reference
 from pccompile.kernels.linear_predict import configurations as predict_configurations
 from pccompile.kernels.linear_predict.kernel import launch_linear_predict
+from pccompile.kernels.linear_predict.reference import linear_predict_reference
 from pccompile.kernels.linear_step import configurations as step_configurations
 from pccompile.kernels.linear_step.kernel import launch_linear_step
+from pccompile.kernels.linear_step.reference import linear_step_reference
 
 __all__ = [
     "LINEAR_ERROR",
     "LINEAR_PREDICT",
     "LINEAR_STEP",
+    "exact",
     "input_precision_of",
     "launcher_of",
     "random_tensors",
@@ -36,6 +40,7 @@ STEPS = tuple(
     for batch in (64, 512)
     for layer in ((64, 256), (128, 256), (256, 256), (512, 512), (1024, 1024), (4096, 4096), (4096, 16384))
 )
+AWKWARD = ((131, 70, 133),)
 
 
 def input_precision_of(precision: str) -> str:
@@ -48,11 +53,12 @@ def launcher_of(
     arguments: Sequence[Any],
     results: Sequence[torch.Tensor],
     precision: str,
+    expected: Callable[[], Sequence[torch.Tensor]],
     **targets: torch.Tensor,
 ) -> Callable[[Any], Launch]:
-    """The launch for a configuration, of a kernel's launcher and what it is given."""
+    """The launch for a configuration, of a kernel's launcher, what it is given, and what its reference says."""
     given = partial(launch, *arguments, **targets, input_precision=input_precision_of(precision))
-    return lambda configuration: Launch(partial(given, configuration=configuration), results)
+    return lambda configuration: Launch(partial(given, configuration=configuration), results, expected)
 
 
 def random_tensors(precision: str, device: str, *sizes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -60,6 +66,11 @@ def random_tensors(precision: str, device: str, *sizes: tuple[int, ...]) -> list
     dtype = torch.bfloat16 if precision == "half" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
     return [torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes]
+
+
+def exact(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Float32 in double precision; half precision as it is, for references round where the kernels do."""
+    return [tensor.double() if tensor.dtype is torch.float32 else tensor for tensor in tensors]
 
 
 def size_in(cells: Mapping[str, Any], chosen: Any) -> str:
@@ -78,7 +89,13 @@ def _predict(shape: tuple[int, ...], precision: str, device: str) -> Callable[[A
     batch, inputs, out = shape
     x, weight, bias = random_tensors(precision, device, (batch, inputs), (out, inputs), (out,))
     results = x.new_empty(batch, out), x.new_empty(batch, out)
-    return launcher_of(launch_linear_predict, (x, weight, bias, *results, "gelu"), results, precision)
+
+    def expected() -> Sequence[torch.Tensor]:
+        prediction, preactivation = linear_predict_reference(*exact(x, weight, bias), "gelu")
+        assert preactivation is not None
+        return prediction, preactivation
+
+    return launcher_of(launch_linear_predict, (x, weight, bias, *results, "gelu"), results, precision, expected)
 
 
 def _error_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
@@ -97,8 +114,13 @@ def _error(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any
         "weight_gradient": torch.empty_like(weight),
         "bias_gradient": x.new_empty(out),
     }
-    arguments = (error, residual, x, weight, "gelu")
-    return launcher_of(launch_linear_error, arguments, tuple(targets.values()), precision, **targets)
+    arguments = (error, residual, x, weight)
+
+    def expected() -> Sequence[torch.Tensor]:
+        return linear_error_reference(*exact(*arguments), "gelu")
+
+    results = tuple(targets.values())
+    return launcher_of(launch_linear_error, (*arguments, "gelu"), results, precision, expected, **targets)
 
 
 def _step_size(architecture: Any, precision: str, shape: tuple[int, ...]) -> str:
@@ -111,8 +133,14 @@ def _step(shape: tuple[int, ...], precision: str, device: str) -> Callable[[Any]
     batch, inputs, out = shape
     sizes = ((batch, out), (batch, inputs), (out, inputs), (out,))
     value, x, weight, bias = random_tensors(precision, device, *sizes)
+    weight /= inputs**0.5  # the prediction as large as x
     results = torch.empty_like(value), torch.empty_like(x)
-    return launcher_of(launch_linear_step, (value, x, weight, bias, *results, None, "tanh"), results, precision)
+
+    def expected() -> Sequence[torch.Tensor]:
+        return linear_step_reference(*exact(value, x, weight, bias), "tanh")[:2]
+
+    arguments = (value, x, weight, bias, *results, None, "tanh")
+    return launcher_of(launch_linear_step, arguments, results, precision, expected)
 
 
 LINEAR_PREDICT = Operation(
@@ -121,8 +149,21 @@ LINEAR_PREDICT = Operation(
     (*MLPS, *CONV_HEADS, *WIDE),
     _predict_size,
     _predict,
+    {"large": AWKWARD, "small": AWKWARD},
 )
 LINEAR_ERROR = Operation(
-    error_configurations.SPACE, error_configurations.CONFIGURATIONS, (*MLPS, *CONV_HEADS, *WIDE), _error_size, _error
+    error_configurations.SPACE,
+    error_configurations.CONFIGURATIONS,
+    (*MLPS, *CONV_HEADS, *WIDE),
+    _error_size,
+    _error,
+    {"large": AWKWARD, "small": AWKWARD},
 )
-LINEAR_STEP = Operation(step_configurations.SPACE, step_configurations.CONFIGURATIONS, STEPS, _step_size, _step)
+LINEAR_STEP = Operation(
+    step_configurations.SPACE,
+    step_configurations.CONFIGURATIONS,
+    STEPS,
+    _step_size,
+    _step,
+    {"whole": ((67, 60, 133),), "long": ((67, 60, 133),), "tiled": AWKWARD},
+)

@@ -11,6 +11,7 @@ from bench.gpu.launch_counts import COUNTED, count_model
 from bench.gpu.models import GPU_MODELS
 from bench.gpu.operations import OPERATIONS
 from bench.gpu.runner import CHECK, Part
+from bench.gpu.shipped import check_shipped
 from bench.gpu.tune import Operation, tune_operation
 from bench.gpu.work import Work
 
@@ -60,7 +61,17 @@ def _checks() -> list[Part]:
         Part(f"check-{path.stem.removeprefix('test_')}", CHECK, f"pytest {path.name}", 120.0, run_tests(path))
         for path in files_of_tests()
     ]
-    return tests + [
+    shipped = [
+        Part(
+            f"check-shipped-{operation.name}",
+            CHECK,
+            f"every shipped configuration of {operation.name} against its reference",
+            120.0,
+            check_shipped(operation),
+        )
+        for operation in OPERATIONS
+    ]
+    models = [
         Part(
             f"check-{model}-{precision}",
             CHECK,
@@ -71,6 +82,7 @@ def _checks() -> list[Part]:
         for model in CHECKED
         for precision in TOLERANCES
     ]
+    return tests + shipped + models
 
 
 def _launches() -> list[Part]:

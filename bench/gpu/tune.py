@@ -22,7 +22,17 @@ from bench.gpu.timing import Timer, event_medians
 from bench.gpu.work import Work
 from pccompile.kernels.tables import FORMAT, Space
 
-__all__ = ["Launch", "Operation", "Tuned", "tune_cell", "tune_operation", "write_table"]
+__all__ = [
+    "Launch",
+    "Operation",
+    "Tuned",
+    "named",
+    "relative_error",
+    "results_of",
+    "tune_cell",
+    "tune_operation",
+    "write_table",
+]
 
 ROUNDS = 6
 GAIN = 0.98  # a configuration has to be so much quicker to be taken
@@ -38,10 +48,12 @@ class Launch:
     Attributes:
         run: launches.
         results: the tensors that it writes.
+        expected: what they should hold, by the reference in plain torch.
     """
 
     run: Callable[[], object]
     results: Sequence[torch.Tensor]
+    expected: Callable[[], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Operation:
         size_of: the size whose configuration a shape gets on an architecture, in a precision; None where the table has
             no sizes.
         prepare: tensors of a shape, in a precision, on a device, and the launch on them for a configuration.
+        awkward: small shapes that fit no tile, on which a size's configurations are checked wherever they are chosen.
     """
 
     space: Space
@@ -62,6 +75,7 @@ class Operation:
     shapes: Sequence[tuple[int, ...]]
     size_of: Callable[[str, str, tuple[int, ...]], str | None]
     prepare: Callable[[tuple[int, ...], str, str], Callable[[Any], Launch]]
+    awkward: Mapping[Any, Sequence[tuple[int, ...]]]
 
     @property
     def name(self) -> str:
@@ -120,7 +134,7 @@ def tune_cell(
     best, best_ratio, seen = shipped, 1.0, {shipped}
     refused: dict[str, str] = {}
     shapes: dict[str, tuple[float, float]] = {}
-    expected = {shape: _results(launcher(shipped)) for shape, launcher in launchers.items()}
+    expected = {shape: results_of(launcher(shipped)) for shape, launcher in launchers.items()}
     for _ in range(ROUNDS):
         begin()
         around = [c for c in neighbours(best, space, architecture, precision) if c not in seen]
@@ -162,7 +176,7 @@ def tune_operation(
             if not shapes:
                 work.add(name, {"left_out": "no shape of the list has this size"})
                 continue
-            launchers = {"x".join(map(str, shape)): operation.prepare(shape, precision, device) for shape in shapes}
+            launchers = {named(shape): operation.prepare(shape, precision, device) for shape in shapes}
             tuned = tune_cell(shipped, operation.space, launchers, architecture, precision, begin=work.begin)
             found = {**asdict(tuned), "architecture": architecture, "precision": precision, "size": size}
             work.add(name, found)
@@ -186,7 +200,13 @@ def write_table(operation: str, folder: Path) -> Path | None:
     return path
 
 
-def _results(launch: Launch) -> list[torch.Tensor]:
+def named(shape: tuple[int, ...]) -> str:
+    """A shape in one word."""
+    return "x".join(map(str, shape))
+
+
+def results_of(launch: Launch) -> list[torch.Tensor]:
+    """What a launch writes, not a number where it writes nothing."""
     for result in launch.results:
         result.fill_(torch.nan)
     launch.run()
@@ -199,14 +219,17 @@ def _usable(
     """The launch of a candidate, or why there is none: it fails, or gives something else."""
     try:
         launch = launcher(candidate)
-        found = _results(launch)
+        found = results_of(launch)
     except Exception as error:  # out of resources, or what the compiler cannot do
         return f"{type(error).__name__}: {' '.join(str(error).split())[:NOTE]}"
-    largest = max((_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
-    return launch if largest <= ERRORS[precision] else f"its results differ by {largest:.1e}"
+    errors = [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+    if all(error <= ERRORS[precision] for error in errors):
+        return launch
+    return f"its results differ by {', '.join(f'{error:.1e}' for error in errors)}"
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """RMS of the difference by RMS of what is expected; the former alone where that is zero."""
     difference, scale = (found.double() - expected.double()).norm(), expected.double().norm()
     return float(difference / scale) if scale > 0 else float(difference)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import gpu
-from bench.gpu import runner
+from bench.gpu import check, runner
 from bench.gpu.check import files_of_tests, run_tests
+from bench.gpu.operations import OPERATIONS
 from bench.gpu.parts import GROUPS, all_parts, chosen_parts, timed
 from bench.gpu.runner import PART_SECONDS, Part, run_parts, start
 from bench.gpu.state import Key, State, digest
@@ -216,6 +217,37 @@ def test_tests_that_do_not_end_fail(tmp_path):
     assert "not done in time" in attempt(run_tests(path), work).message
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tests_that_passed_are_not_run_again(tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(check, "MOST_PROCESSES", processes)
+    path, ran, record = tmp_path / "test_it.py", tmp_path / "ran", tmp_path / "parts" / "a.json"
+    body = "open({!r}, 'a').write(f'{{i}} '); assert i != 2 or __import__('os').path.exists({!r})"
+    body = body.format(str(ran), str(tmp_path / "mended"))
+    path.write_text(f"import pytest\n@pytest.mark.parametrize('i', range(4))\ndef test_a(i):\n    {body}\n")
+
+    def run():
+        ran.write_text("")
+        outcome = attempt(run_tests(path), Work.resumed(record, {}))
+        return outcome.status, outcome.items, sorted(ran.read_text().split())
+
+    assert run() == (Status.FAILED, 3, ["0", "1", "2", "3"])
+    (tmp_path / "mended").touch()
+    assert run() == (Status.DONE, 4, ["2"])
+    assert run() == (Status.DONE, 4, [])
+
+
+def test_a_file_of_tests_that_takes_too_long_goes_on_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "MOST_PROCESSES", 1)
+    path, record = tmp_path / "test_it.py", tmp_path / "parts" / "a.json"
+    path.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass\n")
+    work = Work(record, {}, until=time.monotonic() + 25)
+    work.begin = lambda seconds: setattr(work, "until", time.monotonic() + 10)
+    assert attempt(run_tests(path), work).status is Status.UNFINISHED
+    path.write_text(path.read_text().replace("time.sleep(60)", "pass"))
+    outcome = attempt(run_tests(path), Work.resumed(record, {}))
+    assert (outcome.status, outcome.items) == (Status.DONE, 3)
+
+
 def test_every_part_has_a_name_of_its_own_and_checks_come_first():
     parts = all_parts()
     assert len({part.name for part in parts}) == len(parts)
@@ -223,6 +255,7 @@ def test_every_part_has_a_name_of_its_own_and_checks_come_first():
     assert parts == sorted(parts, key=lambda part: GROUPS.index(part.group))
     assert all(part.seconds < 540 for part in parts)
     assert {"test_linear_predict_numerics.py", "test_cudagraph.py"} <= {path.name for path in files_of_tests()}
+    assert {f"check-shipped-{operation.name}" for operation in OPERATIONS} <= {part.name for part in parts}
 
 
 def test_parts_are_chosen_by_name_or_group_and_tuning_only_so():

@@ -61,7 +61,7 @@ def launcher(wrong=(), impossible=()):
             result.copy_(torch.arange(4.0) + (1.0 if tiles in wrong else 0.0))
             return 1.0 + distance(tiles)
 
-        return Launch(run, (result,))
+        return Launch(run, (result,), lambda: (result,))
 
     return launch
 
@@ -133,7 +133,7 @@ def made_up(prepared):
 
     table = {"sm_90": {"half": {"small": SHIPPED, "large": SHIPPED}}}
     space = Space("made_up", PRODUCTS, least={"rows": 32})
-    return Operation(space, table, ((1,), (2,)), lambda *_: "small", prepare)
+    return Operation(space, table, ((1,), (2,)), lambda *_: "small", prepare, {})
 
 
 @pytest.fixture

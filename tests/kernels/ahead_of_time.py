@@ -26,18 +26,20 @@ TENSOR_CORE = {
     "sm_100": r"\b(tcgen05\.mma|mma\.sync)",
     "gfx942": r"\bv_mfma_",
 }
+WARP_GROUP = {"sm_90": r"\bwgmma\.mma_async", "sm_100": r"\btcgen05\.mma"}
 
 
 @dataclass(frozen=True)
 class Measurement:
     """What a compiled kernel uses: bytes of shared memory per program, registers per thread, bytes spilled per thread,
-    and the number of tensor-core instructions in its assembly."""
+    the number of tensor-core instructions in its assembly, and how many of them are those of whole groups of warps."""
 
     kernel: str
     shared: int
     registers: int
     spilled: int
     tensor_core: int
+    warp_group: int
 
 
 def measure(cases: list[Case]) -> dict[Case, list[Measurement]]:
@@ -79,7 +81,8 @@ def _measured(launched: Launched, architecture: str) -> Measurement:
     assembly = compiled.asm["ptx" if cuda else "amdgcn"]
     registers, spilled = _cuda_usage(compiled.asm["cubin"]) if cuda else _amd_usage(assembly)
     tensor_core = len(re.findall(TENSOR_CORE[architecture], assembly))
-    return Measurement(launched.kernel.__name__, compiled.metadata.shared, registers, spilled, tensor_core)
+    warp_group = len(re.findall(WARP_GROUP[architecture], assembly)) if architecture in WARP_GROUP else 0
+    return Measurement(launched.kernel.__name__, compiled.metadata.shared, registers, spilled, tensor_core, warp_group)
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int]:

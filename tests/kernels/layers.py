@@ -80,10 +80,10 @@ def scattered(layer: Layer) -> Layer:
 
 
 def far_apart(tensor: Tensor) -> Tensor:
-    """The same matrix with rows so far apart that the last one's offset does not fit in 32 bits."""
-    rows, columns = tensor.shape
+    """The same tensor with rows so far apart that the last one's offset does not fit in 32 bits."""
+    rows, one = tensor.shape[0], tensor[0].contiguous()
     stride = 2**31 // (rows - 1) + 1
-    buffer = torch.empty(stride * (rows - 1) + columns, dtype=tensor.dtype, device=tensor.device)
-    view = buffer.as_strided(tensor.shape, (stride, 1))
+    buffer = torch.empty(stride * (rows - 1) + one.numel(), dtype=tensor.dtype, device=tensor.device)
+    view = buffer.as_strided(tensor.shape, (stride, *one.stride()))
     view.copy_(tensor)
     return view

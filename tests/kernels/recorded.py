@@ -39,7 +39,7 @@ class Case:
         dtype: of the tensors.
         precision: of the products: "half", "tf32" or "ieee", the key of the configuration tables.
         activation: a key of pccompile.kernels.ACTIVATIONS, where there is one.
-        turn: counts the operation's cases, for what takes turns over them.
+        turn: counts the operation's cases, whatever their half precision is, for what takes turns over them.
         warps: instead of the configuration's, where a number is given.
     """
 

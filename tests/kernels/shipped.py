@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 
 from recorded import Case, Launch
@@ -18,6 +18,9 @@ REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
 
 PRECISIONS = ("half", "tf32", "ieee")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
+# Whose tiles have at least the 64 rows that wgmma (sm_90) and tcgen05.mma (sm_100) multiply.
+_LARGE_TILES = ("linear_predict", "linear_error", "conv_predict", "conv_error", "conv_step")
+WARP_GROUPS = {"sm_90": (*_LARGE_TILES, "chain_gradients"), "sm_100": _LARGE_TILES}
 
 
 def launches_of(operation: str) -> dict[str, Launch]:
@@ -26,19 +29,23 @@ def launches_of(operation: str) -> dict[str, Launch]:
 
 
 def cases_of(operation: str) -> list[Case]:
-    """Every launch, for every architecture and arithmetic of its; activations take turns."""
+    """Every launch, for every architecture and arithmetic of its; activations take turns.
+
+    Half precision is bfloat16; an operation's second launch is compiled in float16, its products in both.
+    """
     cases: list[Case] = []
-    activations = cycle(ACTIVATIONS)
+    activations, turns = cycle(ACTIVATIONS), count()
     for place, (name, launch) in enumerate(launches_of(operation).items()):
         alternatives = cycle(("ieee", "half") if place % 2 else ("half", "ieee"))
-        half = "float16" if place == 1 else "bfloat16"
+        halves = (("float16", "bfloat16") if launch.products else ("float16",)) if place == 1 else ("bfloat16",)
         for architecture in launch.architectures or (
             ARCHITECTURES if launch.products else (NVIDIA[place % 3], "gfx942")
         ):
             for precision in launch.precisions or (PRECISIONS if launch.products else (next(alternatives),)):
-                dtype = half if precision == "half" else "float32"
+                dtypes = halves if precision == "half" else ("float32",)
                 activation = next(activations) if launch.activation == "each" else launch.activation
-                cases.append(Case(operation, name, architecture, dtype, precision, activation, len(cases)))
+                turn = next(turns)
+                cases += [Case(operation, name, architecture, each, precision, activation, turn) for each in dtypes]
     return cases
 
 

@@ -10,7 +10,7 @@ from ahead_of_time import Measurement, measure
 from filelock import FileLock
 from meta_convolutions import LAYERS, layer_of
 from recorded import Case
-from shipped import CASES, OPERATIONS, REGISTERS, SHARED, launches_of
+from shipped import CASES, OPERATIONS, REGISTERS, SHARED, WARP_GROUPS, launches_of
 
 from pccompile.kernels import ACTIVATIONS
 
@@ -47,6 +47,19 @@ def test_reduced_precision_uses_tensor_cores(measurements, case):
     assert all(found.tensor_core >= products_of(case) for found in measurements[case])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES
+        if products_of(case) and case.precision != "ieee" and case.operation in WARP_GROUPS.get(case.architecture, ())
+    ],
+    ids=str,
+)
+def test_large_tiles_are_multiplied_by_whole_groups_of_warps(measurements, case):
+    assert all(found.warp_group == found.tensor_core for found in measurements[case])
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if products_of(c) and c.precision == "ieee"], ids=str)
 def test_ieee_products_use_no_tensor_cores_that_round_to_tf32(measurements, case):
     if case.architecture != "gfx942":  # whose matrix cores multiply float32 exactly
@@ -57,6 +70,12 @@ def test_a_kernel_that_spills_is_seen_to():
     two_warps = Case("linear_predict", "large", "sm_80", "bfloat16", "half", "identity", warps=2)
     (found,) = measure([two_warps])[two_warps]
     assert found.spilled > 0
+
+
+def test_products_by_single_warps_are_told_from_those_by_groups():
+    two_warps = Case("linear_predict", "small", "sm_90", "bfloat16", "half", "identity", warps=2)
+    (found,) = measure([two_warps])[two_warps]
+    assert found.tensor_core > 0 and found.warp_group == 0
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -81,5 +100,7 @@ def test_a_product_is_compiled_in_every_arithmetic_for_every_architecture(operat
     arithmetics = ("half", "tf32", "ieee")
     if any(products_of(case) for case in CASES if case.operation == operation):
         assert compiled == set(product(SHARED, arithmetics))
+        halves = {(c.architecture, c.dtype) for c in CASES if c.operation == operation and products_of(c)}
+        assert halves >= set(product(SHARED, ("bfloat16",)))
     else:
         assert {architecture for architecture, _ in compiled} == set(SHARED)

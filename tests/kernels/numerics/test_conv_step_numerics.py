@@ -6,6 +6,7 @@ import pytest
 import torch
 from closeness import assert_close, assert_same_wherever_rows_lie
 from convolutions import channels_last, random_convolution, scattered
+from layers import far_apart
 from torch.nn import functional
 
 from pccompile.errors import ShapeError, UsageError
@@ -85,6 +86,11 @@ def test_strides_are_followed_and_channels_last_is_kept(device):
     step = conv_step(*arguments(layer), **layer.options)
     for tensor in (step.error, step.residual, step.feedback):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_far_apart_are_addressed_with_64_bits(device):
+    layer = random_convolution(device, "strided", dtype=torch.float16)
+    check_against_reference(replace(layer, x=far_apart(layer.x)))
 
 
 def test_feedback_may_be_left_out_and_the_batch_empty(device):

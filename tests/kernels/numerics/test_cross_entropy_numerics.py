@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided, transposed
+from layers import far_apart, strided, transposed
 from torch.nn import functional
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -113,6 +113,11 @@ def test_strides_and_small_targets_are_followed(device):
     )
     logits, targets, _ = random_rows(device, (2, 5, 3, 4))
     check_against_reference(logits.to(memory_format=torch.channels_last), targets.mT.contiguous().mT)
+
+
+def test_rows_far_apart_are_addressed_with_64_bits(device):
+    logits, targets, _ = random_rows(device, (3, 5), torch.float16)
+    check_against_reference(far_apart(logits), targets)
 
 
 def test_strides_of_what_the_prediction_kept_are_followed(device):

@@ -38,9 +38,10 @@ def test_a_step_equals_the_reference(device, activation, shape):
 
 @SHAPES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_step_equals_the_reference_in_half_precision(device, dtype, shape):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_step_equals_the_reference_in_half_precision(device, activation, dtype, shape):
     # d is rounded after a sum in another order: now and then to a neighbour.
-    check_against_reference(random_layer(device, shape, "silu", dtype), ratio=2 * RATIO[dtype])
+    check_against_reference(random_layer(device, shape, activation, dtype), ratio=2 * RATIO[dtype])
 
 
 @SHAPES

@@ -7,6 +7,7 @@ from itertools import chain, cycle
 import pytest
 import torch
 from closeness import assert_close, assert_same_wherever_rows_lie
+from layers import far_apart
 from random_networks import NETWORKS, random_network
 
 from pccompile.errors import DoubleBackwardError, ShapeError, UsageError
@@ -114,6 +115,11 @@ def test_strides_are_followed_and_biases_may_be_missing(device):
     last = network.x.contiguous(memory_format=torch.channels_last)
     check_against_reference(replace(network, x=last))
     check_against_reference(random_network(device, "tiny", batch=1).scattered())
+
+
+def test_images_far_apart_are_addressed_with_64_bits(device):
+    network = random_network(device, "tiny", dtype=torch.float16, batch=3)
+    check_against_reference(replace(network, x=far_apart(network.x)), network.double(), step_size=0.5)
 
 
 @pytest.mark.parametrize("steps", [1, 5])

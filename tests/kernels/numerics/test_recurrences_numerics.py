@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_close
-from layers import strided
+from layers import far_apart, strided
 from recurrent import GRU, KINDS, as_tuple
 
 from pccompile.errors import PCCompileError, ShapeError, UsageError
@@ -52,6 +52,16 @@ def test_a_gru_without_biases(device):
 
 def test_strides_are_followed(device, kind):
     check_against_reference(kind, [strided(tensor) for tensor in kind.random(device)])
+
+
+def test_rows_of_the_weight_far_apart_are_addressed_with_64_bits(device, kind):
+    drive, weight, *others = kind.random(device, 2, 3, 4, torch.float16)
+    check_against_reference(kind, [drive, far_apart(weight), *others])
+
+
+def test_samples_far_apart_are_addressed_with_64_bits(device, kind):
+    drive, *others = kind.random(device, 1, 3, 4, torch.float16)
+    check_against_reference(kind, [far_apart(drive[0])[None], *others])
 
 
 @pytest.mark.parametrize("blocks", [(16, 16, 16), (32, 64, 16)], ids=str)

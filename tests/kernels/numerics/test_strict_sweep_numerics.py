@@ -76,6 +76,13 @@ def test_a_sweep_equals_the_reference_in_half_precision(device, dtype):
     check_against_reference(chain, step_size=0.5, steps=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_hidden_and_at_the_output_in_half_precision(device, activation, dtype):
+    chain = random_chain(device, 5, (9, 7, 5), (activation,) * 2, "squared_error", dtype)
+    check_against_reference(chain, loss="squared_error", negative_slope=0.2, steps=2)
+
+
 @pytest.mark.parametrize("steps", [1, 6])
 def test_a_whole_sweep_is_one_launch_and_all_gradients_another(device, steps):
     chain = random_chain(device, 5, (4, 7, 6, 3))
