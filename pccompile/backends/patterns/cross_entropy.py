@@ -134,8 +134,7 @@ def _way_back(node: fx.Node, site: _Site, stands_for: Mapping[fx.Node, fx.Node],
     if (
         logits is None
         or not all(isinstance(n, fx.Node) for n in (upstream, targets, total))
-        or stands_for.get(log_softmax) is not site.log_softmax  # type: ignore[arg-type]
-        or stands_for.get(output) is not site.log_softmax
+        or any(stands_for.get(kept) is not site.log_softmax for kept in (log_softmax, output))
         or stands_for.get(total) is not site.items.get(1)  # type: ignore[arg-type]
         or reduction != argument(site.node, "reduction")
         or dim != site.dim
