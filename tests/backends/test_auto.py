@@ -49,6 +49,14 @@ def test_the_faster_one_runs_and_the_choice_outlives_the_process(monkeypatch, se
     assert measured == [["aten", "inductor"]]
 
 
+def test_what_is_not_clearly_faster_is_not_taken():
+    aten = [10.0, 11.0, 10.0, 12.0, 10.0, 11.0, 10.0, 10.0]
+    assert auto.fastest({"aten": aten, "inductor": [9.0] * 8}) == "inductor"
+    assert auto.fastest({"aten": aten, "inductor": [9.0] * 5 + [13.0] * 3}) == "aten"  # its median is less
+    assert auto.fastest({"aten": aten, "inductor": [9.0] * 8, "triton": [8.0] * 8}) == "triton"
+    assert auto.fastest({"aten": aten}) == "aten"
+
+
 def test_another_kind_of_inputs_is_measured_again(monkeypatch):
     measured = []
     monkeypatch.setattr(auto, "measure", lambda calls, _: measured.append(1) or {name: [1.0] for name in calls})
