@@ -2,9 +2,10 @@
 
 A torch.fx graph of pointwise ATen operators (arithmetic, activations and their backward operators, comparisons,
 `where`, casts) becomes the source of a Triton kernel: every operator one line, from a table. Inputs are broadcast
-against one another by strides of zero; what the graph returns may be summed over dimensions, as errors are over those
-along which a parent was broadcast. Values stay float32 from the first load to the last store, and are rounded between
-only where the graph casts: more exact than eager mode, which rounds after every operator.
+against one another by strides of zero, numbers are arguments; what the graph returns, any number of results, may be
+summed over dimensions, as errors are over those along which a parent was broadcast. Values stay float32 from the first
+load to the last store, and are rounded between only where the graph casts: more exact than eager mode, which rounds
+after every operator.
 
 Launches: one. A program owns a tile of elements. Where there are sums, it owns a share of those of a few results; the
 last share of a result to arrive adds up the partial sums in the order of the shares: results repeat bit for bit.

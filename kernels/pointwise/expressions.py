@@ -32,7 +32,7 @@ class Expression:
 
 def _scaled(sign: str) -> Callable[[dict[str, Any]], str]:
     """self (+ or -) alpha * other."""
-    return lambda a: f"{a['self']} {sign} {a['other']}" + ("" if float(a["alpha"]) == 1 else f" * {a['alpha']}")
+    return lambda a: f"{a['self']} {sign} {a['other']}" + ("" if a["alpha"] in ("1", "1.0") else f" * {a['alpha']}")
 
 
 def _rounding_division(a: dict[str, Any]) -> str:
@@ -152,6 +152,9 @@ _ROWS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "softplus.default": _softplus(backward=False),
     "elu.default": _elu,
     "hardtanh.default": lambda a: _clamp(a | {"min": a["min_val"], "max": a["max_val"]}),
+    "mish.default": '{self} * activate(activate({self}, 0.0, "softplus"), 0.0, "tanh")',
+    "hardsigmoid.default": "larger(smaller({self} + 3.0, 6.0), 0.0) / 6.0",
+    "hardswish.default": "{self} * larger(smaller({self} + 3.0, 6.0), 0.0) / 6.0",
     "threshold_backward.default": "tl.where({self} <= {threshold}, 0.0, {grad_output})",
     "leaky_relu_backward.default": "tl.where({self} > 0, {grad_output}, {grad_output} * {negative_slope})",
     "tanh_backward.default": "{grad_output} * (1.0 - {output} * {output})",
@@ -161,6 +164,12 @@ _ROWS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "softplus_backward.default": _softplus(backward=True),
     "elu_backward.default": _elu_backward,
     "hardtanh_backward.default": "tl.where(({self} <= {min_val}) | ({self} >= {max_val}), 0.0, {grad_output})",
+    "mish_backward.default": "{grad_output} * mish_slope({self})",
+    "hardsigmoid_backward.default": "tl.where(tl.abs({self}) < 3.0, {grad_output} / 6.0, 0.0)",
+    "hardswish_backward.default": (
+        "tl.where({self} <= -3.0, 0.0, tl.where({self} < 3.0, {grad_output} * ({self} / 3.0 + 0.5), {grad_output}))"
+    ),
+    "log_sigmoid_backward.default": '{grad_output} * activate(-({self}), 0.0, "sigmoid")',
     "native_dropout_backward.default": "{grad_output} * {mask} * {scale}",
 }
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}

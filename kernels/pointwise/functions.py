@@ -7,7 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["expm1", "larger", "log1p", "sign", "smaller"]
+from pccompile.kernels.activations import activate
+
+__all__ = ["expm1", "larger", "log1p", "mish_slope", "sign", "smaller"]
 
 # Kahan's forms: exact where 1 + x rounds.
 
@@ -26,6 +28,13 @@ def expm1(x):
     u = tl.exp(x)
     near = (tl.abs(x) < 1.0) & (u != 1.0)
     return tl.where(u == 1.0, x, tl.where(near, (u - 1.0) * (x / tl.where(near, tl.log(u), 1.0)), u - 1.0))
+
+
+@triton.jit
+def mish_slope(x):
+    """The derivative of x tanh(softplus(x))."""
+    t = activate(activate(x, 0.0, "softplus"), 0.0, "tanh")
+    return t + x * activate(x, 0.0, "sigmoid") * (1.0 - t * t)
 
 
 @triton.jit

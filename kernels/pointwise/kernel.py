@@ -22,14 +22,14 @@ _FOLDED = 16  # partial sums that are read at once
 
 
 def launch_pointwise(
-    plan: Plan, inputs: Sequence[Tensor], outputs: Sequence[Tensor], configuration: Configuration | None = None
+    plan: Plan, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor], configuration: Configuration | None = None
 ) -> None:
     """Run a plan into tensors that the caller owns. Arguments are not checked; the operator does.
 
     Args:
-        plan: for inputs of these shapes, strides and dtypes.
-        inputs: the graph's.
-        outputs: of the plan's shapes, strides and dtypes, overwritten.
+        plan: for inputs of these kinds.
+        inputs: the graph's: tensors, and numbers that are any.
+        outputs: of the plan's kinds, overwritten.
         configuration: how the launch is cut up; None chooses.
 
     Raises:
@@ -53,13 +53,14 @@ def launch_pointwise(
     blocks = triton.cdiv(triton.cdiv(reduced, chosen.block_reduced), chosen.shares)
     shares = triton.cdiv(triton.cdiv(reduced, chosen.block_reduced), blocks)
     kept_blocks = triton.cdiv(kept, chosen.block_kept)
-    arguments: list[Tensor | int] = [*inputs, *outputs]
+    tensors = [*(value for value in inputs if isinstance(value, Tensor)), *outputs]
+    arguments: list[Tensor | float] = [*tensors, *(float(value) for value in inputs if not isinstance(value, Tensor))]
     if space.reduced:
         arguments.append(torch.empty(sum(plan.sums), shares, kept, dtype=torch.float32, device=device))
         arguments.append(arrival_counters(device, kept_blocks))
     arguments += [kept, reduced, blocks] if space.reduced else [kept]
     arguments += [*space.kept[1:], *space.reduced[1:]]
-    sums = (*[False] * len(inputs), *plan.sums)
+    sums = (*[False] * (len(tensors) - len(outputs)), *plan.sums)
     for kept_strides, reduced_strides, summed in zip(space.kept_strides, space.reduced_strides, sums, strict=True):
         arguments += kept_strides if summed else (*kept_strides, *reduced_strides)
     options: dict[str, int] = {"BLOCK_KEPT": chosen.block_kept}
@@ -72,4 +73,4 @@ def launch_pointwise(
     grid = (kept_blocks, shares) if space.reduced else (kept_blocks,)
     count_launch("pointwise")
     with torch.cuda.device_of(outputs[0]):
-        plan.kernel[grid](*arguments, WIDE=needs_wide_offsets(*inputs, *outputs), **options, num_warps=chosen.warps)
+        plan.kernel[grid](*arguments, WIDE=needs_wide_offsets(*tensors), **options, num_warps=chosen.warps)

@@ -17,7 +17,7 @@ from pccompile.kernels.arguments import check_device, refusal
 from pccompile.kernels.operators import custom_operator, has_data
 from pccompile.kernels.pointwise.expressions import CASTS, EXPRESSIONS
 from pccompile.kernels.pointwise.kernel import launch_pointwise
-from pccompile.kernels.pointwise.plan import SUMS, Plan, make_plan, output_nodes
+from pccompile.kernels.pointwise.plan import SUMS, Plan, kind_of, make_plan, output_nodes
 from pccompile.kernels.pointwise.source import operator_name
 
 __all__ = ["Pointwise", "pointwise", "run_pointwise", "supports"]
@@ -45,21 +45,24 @@ class Pointwise:
         self.name = hashlib.sha256(self.key.encode()).hexdigest()[:16]
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Tensor | float) -> tuple[Tensor, ...]:
         """The graph's results, in one launch. Not differentiable.
 
         Args:
-            inputs: the placeholders' tensors, of one device; float32, bfloat16, float16, integers or booleans.
+            inputs: the placeholders' tensors, of one device; float32, bfloat16, float16, integers or booleans. Then
+                the placeholders' numbers: another number compiles nothing again.
 
         Raises:
             UsageError: no kernel takes a dtype or the device, or sums are over different dimensions.
             ShapeError: shapes or devices do not fit one another.
         """
-        return tuple(torch.ops.pccompile.pointwise(list(inputs), self.key))
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        numbers = [value for value in inputs[len(tensors) :] if not isinstance(value, Tensor)]
+        return tuple(torch.ops.pccompile.pointwise(tensors, numbers, self.key))
 
-    def plan(self, *inputs: Tensor) -> Plan:
+    def plan(self, *inputs: Tensor | float) -> Plan:
         """How the graph runs on inputs of this kind; `.source` is the kernel."""
-        signature = tuple((tuple(t.shape), t.stride(), t.dtype) for t in inputs)
+        signature = tuple(map(kind_of, inputs))
         if signature not in self._plans:
             self._plans[signature] = make_plan(self.graph, signature)
         return self._plans[signature]
@@ -73,8 +76,9 @@ def pointwise(graph: Graph | GraphModule) -> Pointwise:
     """A graph of pointwise operators as one kernel.
 
     Args:
-        graph: placeholders, ATen operators (those of pccompile.kernels.pointwise.expressions) on them and numbers, and
-            an output; what is returned may be summed (aten.sum) over dimensions, the same for all sums.
+        graph: placeholders (tensors, then numbers), on them ATen operators (those of
+            pccompile.kernels.pointwise.expressions), and an output; what is returned may be summed (aten.sum) over
+            dimensions, the same for all sums.
 
     Raises:
         UsageError: an operator has no Triton expression.
@@ -91,40 +95,43 @@ def pointwise(graph: Graph | GraphModule) -> Pointwise:
     return _BY_NAME.setdefault(known.name, known)
 
 
-def run_pointwise(name: str, *inputs: Tensor) -> list[Tensor]:
-    """A known graph's results without checks and dispatch, for callers that know what they pass."""
-    return _run(_BY_NAME[name], inputs)
+def run_pointwise(name: str, first: Tensor, *others: Tensor | float) -> list[Tensor]:
+    """A known graph's results without checks and dispatch, for callers that know what they pass.
+
+    Args:
+        name: the graph's.
+        first, others: its placeholders'. A number that is an operand may come as a tensor of one element.
+    """
+    return _run(_BY_NAME[name], (first, *others), first.device)
 
 
-def _run(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _run(known: Pointwise, inputs: Sequence[Tensor | float], device: torch.device) -> list[Tensor]:
     plan = known.plan(*inputs)
-    outputs = [
-        torch.empty_strided(shape, stride, dtype=dtype, device=inputs[0].device)
-        for shape, stride, dtype in plan.outputs
-    ]
+    outputs = [torch.empty_strided(shape, stride, dtype=dtype, device=device) for shape, stride, dtype in plan.outputs]
     launch_pointwise(plan, inputs, outputs)
     return outputs
 
 
-def _empty_outputs(known: Pointwise, inputs: Sequence[Tensor]) -> list[Tensor]:
-    results = Interpreter(GraphModule(torch.nn.Module(), known.graph)).run(*inputs)
+def _empty_outputs(known: Pointwise, inputs: Sequence[Tensor | float], device: torch.device) -> list[Tensor]:
+    results = Interpreter(torch.nn.Module(), graph=known.graph).run(*inputs)
     results = results if isinstance(results, (tuple, list)) else (results,)
-    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=inputs[0].device) for r in results]
+    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=device) for r in results]
 
 
-def _check(inputs: list[Tensor], known: Pointwise) -> None:
-    expected = sum(node.op == "placeholder" for node in known.graph.nodes)
-    if len(inputs) != expected or not inputs:
-        raise UsageError(f"pointwise: {len(inputs)} inputs", cure=f"the graph has {expected} placeholders")
+def _check(inputs: list[Tensor], numbers: list[float], known: Pointwise) -> None:
+    expected, given = sum(node.op == "placeholder" for node in known.graph.nodes), len(inputs) + len(numbers)
+    if given != expected or not inputs:
+        raise UsageError(f"pointwise: {given} inputs", cure=f"the graph has {expected} placeholders, tensors first")
     for index, tensor in enumerate(inputs):
         check_device("pointwise", f"input {index}", tensor, "input 0", inputs[0])
 
 
 @custom_operator("pccompile::pointwise")
-def _pointwise(inputs: list[Tensor], graph: str) -> list[Tensor]:
+def _pointwise(inputs: list[Tensor], numbers: list[float], graph: str) -> list[Tensor]:
     known = _KNOWN[graph]
-    _check(inputs, known)
-    return _run(known, inputs) if has_data(inputs[0]) else _empty_outputs(known, inputs)
+    _check(inputs, numbers, known)
+    compute = _run if has_data(inputs[0]) else _empty_outputs
+    return compute(known, [*inputs, *numbers], inputs[0].device)
 
 
 _pointwise.register_autograd(refusal("a generated pointwise kernel was differentiated"))

@@ -6,20 +6,21 @@ import hashlib
 import linecache
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
 
 from pccompile.errors import Place, ShapeError, UsageError
 from pccompile.kernels.pointwise.source import DTYPES, Written, operator_name, write_source
 from pccompile.kernels.pointwise.space import Space, iteration_space
 
-__all__ = ["SUMS", "Plan", "make_plan", "output_nodes"]
+__all__ = ["SUMS", "Kind", "Plan", "kind_of", "make_plan", "output_nodes", "summed_dimensions"]
 
 SUMS = frozenset({"sum.dim_IntList", "sum.default"})
+Kind = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # a tensor's shape, strides and dtype
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,28 @@ class Plan:
     """How a graph is run on inputs of a kind.
 
     Attributes:
-        kernel: the Triton kernel.
-        source: its source.
-        space: what it iterates over; tensors are its inputs, then its outputs.
-        outputs: (shape, stride, dtype) of each output.
+        source: the kernel's source.
+        space: what it iterates over; tensors are its inputs that are tensors, then its outputs.
+        outputs: the kind of each output.
         sums: for each output, whether it is a sum.
     """
 
-    kernel: Any
     source: str
     space: Space
-    outputs: tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...]
+    outputs: tuple[Kind, ...]
     sums: tuple[bool, ...]
+
+    @cached_property
+    def kernel(self) -> Any:
+        """The Triton kernel."""
+        return _compiled(self.source)
 
 
 class _Recorder(Interpreter):
-    """Runs a graph on meta tensors and keeps every node's result."""
+    """Runs a graph on meta tensors and keeps every node's result that is a tensor."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(GraphModule(torch.nn.Module(), graph))
+        super().__init__(torch.nn.Module(), graph=graph)
         self.results: dict[str, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -68,27 +72,34 @@ def output_nodes(graph: Graph) -> tuple[Node, ...]:
     return nodes
 
 
-def _summed_dimensions(node: Node, dimensions: int) -> frozenset[int]:
+def kind_of(value: Tensor | float) -> Kind | None:
+    """A tensor's kind; None for a number."""
+    return (tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else None
+
+
+def summed_dimensions(node: Node, dimensions: int) -> frozenset[int]:
+    """The dimensions of so many that a sum is over."""
     given = list(node.args[1:2]) or [node.kwargs.get("dim")]
     dims: Any = given[0] or range(dimensions)
     return frozenset(d % dimensions for d in dims)
 
 
-def make_plan(graph: Graph, signature: Sequence[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]]) -> Plan:
-    """The plan for inputs of these shapes, strides and dtypes.
+def make_plan(graph: Graph, signature: Sequence[Kind | None]) -> Plan:
+    """The plan for inputs of these kinds; None for numbers, which are arguments of the kernel.
 
     Raises:
         UsageError: an operator or a dtype is not in the table, or sums are over different dimensions.
         ShapeError: shapes do not fit one another, or an output is smaller than what it is computed with.
     """
-    metas = [torch.empty_strided(size, step, dtype=dtype, device="meta") for size, step, dtype in signature]
     recorder = _Recorder(graph)
-    recorder.run(*metas)
+    recorder.run(*(1.0 if kind is None else _on_meta(*kind) for kind in signature))
     results = {node: recorder.results[node.name] for node in graph.nodes if node.name in recorder.results}
     returned = output_nodes(graph)
     sums = tuple(operator_name(node) in SUMS for node in returned)
     steps = [node for node in graph.nodes if node.op == "call_function" and operator_name(node) not in SUMS]
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = [node for node in placeholders if node in results]
+    numbers = [node for node in placeholders if node not in results]
     for node, result in results.items():
         if result.dtype not in DTYPES:
             raise UsageError(
@@ -105,12 +116,15 @@ def make_plan(graph: Graph, signature: Sequence[tuple[tuple[int, ...], tuple[int
     full = [len(inputs) + i for i, summed in enumerate(sums) if not summed]
     full += [i for i, node in enumerate(inputs) if results[node].shape == shape]
     space = iteration_space(shape, reduced, strides, leading=full[0] if full else 0)
-    dtypes = {node: result.dtype for node, result in results.items()}
-    source = write_source(
-        Written(tuple(inputs), tuple(steps), values, sums, dtypes), len(space.kept), len(space.reduced)
-    )
+    dtypes = {node: result.dtype for node, result in results.items()} | dict.fromkeys(numbers, torch.float32)
+    written = Written(tuple(inputs), tuple(numbers), tuple(steps), values, sums, dtypes)
+    source = write_source(written, len(space.kept), len(space.reduced))
     outputs = tuple((tuple(results[n].shape), results[n].stride(), results[n].dtype) for n in returned)
-    return Plan(_compiled(source), source, space, outputs, sums)
+    return Plan(source, space, outputs, sums)
+
+
+def _on_meta(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _source(node: Node) -> Node:
@@ -136,7 +150,7 @@ def _reduced(
                 cure="give smaller results a kernel of their own",
             )
         if summed:
-            dims = _summed_dimensions(node, len(shape))
+            dims = summed_dimensions(node, len(shape))
             if reduced is not None and dims != reduced:
                 raise UsageError(
                     f"pointwise: sums over the dimensions {sorted(reduced)} and {sorted(dims)}",

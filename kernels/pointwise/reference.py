@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Interpreter
+from torch.fx import Graph, Interpreter
 
 __all__ = ["pointwise_reference"]
 
 
-def pointwise_reference(graph: Graph, *inputs: Tensor) -> tuple[Tensor, ...]:
+def pointwise_reference(graph: Graph, *inputs: Tensor | float) -> tuple[Tensor, ...]:
     """The graph's results with every floating input taken to float32 or better: unlike eager mode, not rounded between.
 
     Args:
         graph: of ATen operators.
-        inputs: its placeholders' tensors.
+        inputs: its placeholders' tensors and numbers.
     """
-    module = GraphModule(torch.nn.Module(), graph)
-    wide = [t.to(torch.promote_types(t.dtype, torch.float32)) if t.is_floating_point() else t for t in inputs]
-    results = Interpreter(module).run(*wide)
+    results = Interpreter(torch.nn.Module(), graph=graph).run(*map(_wide, inputs))
     return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+
+
+def _wide(value: Tensor | float) -> Tensor | float:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+    return value

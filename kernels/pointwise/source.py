@@ -32,7 +32,7 @@ _HEADER = """import triton
 import triton.language as tl
 
 from pccompile.kernels.activations import activate, activation_slope
-from pccompile.kernels.pointwise.functions import expm1, larger, log1p, sign, smaller
+from pccompile.kernels.pointwise.functions import expm1, larger, log1p, mish_slope, sign, smaller
 from pccompile.kernels.arrivals import arrives_last, fold_rows
 from pccompile.kernels.reductions import sum_of
 from pccompile.kernels.tiles import tile_indices
@@ -45,14 +45,16 @@ class Written:
     """What a kernel computes: its values in order, each with its dtype, and which of them are its outputs.
 
     Attributes:
-        inputs: the placeholders.
+        inputs: the placeholders that are tensors.
+        numbers: those that are numbers.
         steps: the nodes computed, in order.
         outputs: the nodes written, or whose sum is written.
         sums: for each output, whether it is summed.
-        dtypes: of every node, as PyTorch has it.
+        dtypes: of every node, as PyTorch has it; float32 for numbers.
     """
 
     inputs: tuple[Node, ...]
+    numbers: tuple[Node, ...]
     steps: tuple[Node, ...]
     outputs: tuple[Node, ...]
     sums: tuple[bool, ...]
@@ -123,6 +125,19 @@ def _expression(node: Node, names: dict[Node, str], dtypes: dict[Node, torch.dty
     return row.write.format(**written) if isinstance(row.write, str) else row.write(written)
 
 
+def _check_numbers(written: Written) -> None:
+    """Numbers that the run provides take part in arithmetic, and choose no form of an operator."""
+    for number in written.numbers:
+        for reader in written.steps:
+            places = {name for name, value in _arguments(reader).items() if value is number}
+            if not places <= {"self", "other", "alpha"}:
+                raise UsageError(
+                    f"{reader.target} with a number that the run provides",
+                    Place(node=reader.name),
+                    cure="leave it out of the run of pointwise operators",
+                )
+
+
 def _indices(prefix: str, dimensions: int) -> Iterable[str]:
     """The index along every merged dimension, from the index in their product."""
     yield f"    {prefix}_rest = {prefix}"
@@ -139,18 +154,21 @@ def _offsets(tensor: str, group: str, dimensions: int) -> str:
 def write_source(written: Written, kept: int, reduced: int) -> str:
     """The kernel, called `pointwise`, with so many kept and reduced dimensions; none reduced where nothing is summed.
 
-    Its arguments are the pointers of inputs, outputs and partial sums, the counters of arrivals, the numbers of kept
-    and reduced elements and of blocks of a share, the sizes of all dimensions but the first of each kind, and the
-    strides of inputs and outputs along the kept and, but for sums, the reduced ones.
+    Its arguments are the pointers of inputs and outputs, the graph's numbers, the pointers of partial sums and of the
+    counters of arrivals, how many kept and reduced elements and blocks of a share there are, the sizes of all
+    dimensions but the first of each kind, and the strides of inputs and outputs along the kept and, but for sums, the
+    reduced ones.
 
     Raises:
         UsageError: an operator has no Triton expression.
     """
+    _check_numbers(written)
     inputs = [f"in{i}" for i in range(len(written.inputs))]
     outputs = [f"out{i}" for i in range(len(written.outputs))]
     full = [name for name, summed in zip(outputs, written.sums, strict=True) if not summed]
     summed = [name for name in outputs if name not in full]
-    parameters = [f"{name}_ptr" for name in inputs + outputs]
+    numbers = [f"number{i}" for i in range(len(written.numbers))]
+    parameters = [f"{name}_ptr" for name in inputs + outputs] + numbers
     if reduced:
         parameters += ["partial_ptr", "arrivals_ptr"]
     parameters += ["kept_elements"] + (["reduced_elements", "blocks"] if reduced else [])
@@ -168,7 +186,7 @@ def write_source(written: Written, kept: int, reduced: int) -> str:
         return f"{name}_ptr + {kept_part}{reduced_part}"
 
     body = []
-    names: dict[Node, str] = {}
+    names = dict(zip(written.numbers, numbers, strict=True))
     for name, node in zip(inputs, written.inputs, strict=True):
         dtype = written.dtypes[node]
         loaded = f"tl.load({pointer(name)}, mask=within, other=0)"

@@ -18,6 +18,7 @@ from torch import fx
 from pccompile.derivatives import LocalFunction, Value
 from pccompile.ir.grammar import Action, Kind, Span
 from pccompile.lowering import Lowered, Piece, Quantity
+from pccompile.lowering.batches import batch_products
 from pccompile.lowering.fragments import Fragment, Leaf, Substitution, Unsupported
 from pccompile.lowering.gains import scale_errors
 from pccompile.lowering.gram import sum_errors
@@ -351,6 +352,8 @@ class _Written:
         for node in gains:
             node.meta["gain"] = True
         scale_errors(graph, gains)
+        if keys:
+            batch_products(graph)
         graph.lint()
         used = [key for key, node in self.writer.imports.items() if node.users]
         for node in self.writer.imports.values():

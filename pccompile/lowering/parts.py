@@ -12,7 +12,7 @@ from torch import fx
 
 from pccompile.lowering.fragments import fakes
 
-__all__ = ["join_parts"]
+__all__ = ["is_inner_sum", "is_sum", "join_parts", "terms_of"]
 
 _aten = torch.ops.aten
 
@@ -35,9 +35,9 @@ def join_parts(graph: fx.Graph) -> None:
     """
     joined = False
     for root in reversed(list(graph.nodes)):
-        if not _is_sum(root) or _is_inner(root):
+        if not is_sum(root) or is_inner_sum(root):
             continue
-        terms = _terms(root)
+        terms = terms_of(root)
         parts = {term: part for term in terms if (part := _part(term)) is not None and len(term.users) == 1}
         if len(parts) > 1 and len(terms) - len(parts) < 2 and _are_apart(list(parts.values())):
             _join(root, [term for term in terms if term not in parts], list(parts.values()))
@@ -46,23 +46,25 @@ def join_parts(graph: fx.Graph) -> None:
         graph.eliminate_dead_code()
 
 
-def _is_sum(node: fx.Node) -> bool:
+def is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two tensors of its own kind."""
     if node.target not in (operator.add, _aten.add.Tensor) or node.kwargs or len(node.args) != 2:
         return False
     return all(isinstance(a, fx.Node) and _kind(a) == _kind(node) is not None for a in node.args)
 
 
-def _is_inner(node: fx.Node) -> bool:
-    return len(node.users) == 1 and _is_sum(next(iter(node.users)))
+def is_inner_sum(node: fx.Node) -> bool:
+    """Whether a node is a term of one sum and read by nothing else."""
+    return len(node.users) == 1 and is_sum(next(iter(node.users)))
 
 
-def _terms(root: fx.Node) -> list[fx.Node]:
+def terms_of(root: fx.Node) -> list[fx.Node]:
     """What a tree of sums adds up, in order."""
     found: list[fx.Node] = []
     waiting = [root]
     while waiting:
         node = waiting.pop()
-        if node is root or (_is_sum(node) and _is_inner(node)):
+        if node is root or (is_sum(node) and is_inner_sum(node)):
             waiting += reversed(node.args)  # type: ignore[arg-type]
         else:
             found.append(node)

@@ -252,35 +252,3 @@ def test_a_program_with_errors_for_some_outputs_only_keeps_what_any_sweep_may_re
     pc = pccompile.compile(Two(), backend="triton", dynamic=False, verify=False)
     pc(X)[0].sum().backward()
     assert not asked
-
-
-# Runs of elementwise operators, which no other graph knows of ---------------------------------------------------------
-
-
-class Elementwise(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        h = self.a(x)
-        return self.b(torch.exp(-h * h) + x.sum(1, keepdim=True))
-
-
-def test_a_run_of_elementwise_operators_is_one_call_and_what_others_read_stays_outside():
-    piece, _ = pieces_of(Elementwise(), x=torch.linspace(-1, 1, 20).view(5, 4), y=torch.arange(5) % 3)
-    rows = triton.rewrite(piece.graph, lambda match: (match.kernel == "pointwise", "asked for"))
-    taken = [row for row in rows if row.kernel == "pointwise"]
-    assert [row.vertices for row in taken] == [("mul", "exp")]  # what was negated is read by a derivative
-    assert taken[0].launches == 1
-
-
-def test_gains_and_step_sizes_stay_arguments_of_operators():
-    pieces = pieces_of(
-        Elementwise(), pccompile.Strict(steps=3), x=torch.linspace(-1, 1, 20).view(5, 4), y=torch.arange(5) % 3
-    )
-    for piece in pieces:
-        triton.rewrite(piece.graph, lambda match: (match.kernel == "pointwise", "asked for"))
-        for node in piece.graph.nodes:
-            if node.meta.get("kernel") == "pointwise" and node.target is not operator.getitem:
-                assert all(isinstance(read.meta["val"], torch.Tensor) for read in node.all_input_nodes)

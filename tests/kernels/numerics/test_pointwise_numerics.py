@@ -1,15 +1,20 @@
 """Generated pointwise kernels against their reference and against PyTorch."""
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 from closeness import assert_close
 from layers import strided, transposed
+from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pccompile.errors import ShapeError, UsageError
 from pccompile.kernels.pointwise import pointwise, supports
 from pccompile.kernels.pointwise.configurations import Configuration
 from pccompile.kernels.pointwise.kernel import launch_pointwise
+from pccompile.kernels.pointwise.operator import run_pointwise
 from pccompile.kernels.pointwise.reference import pointwise_reference
 
 aten = torch.ops.aten
@@ -21,9 +26,14 @@ def graph_of(function, *inputs):
     return graph
 
 
-def check(function, *inputs, ratio=None):
+def with_numbers(function):
+    """The graph of a function of tensors and numbers, which tracing on values would write into it."""
+    return fx.symbolic_trace(function).graph
+
+
+def check(function, *inputs, ratio=None, trace=graph_of):
     """Compare the function's kernel with the reference, dtypes and shapes with PyTorch's own."""
-    graph = graph_of(function, *inputs)
+    graph = trace(function, *inputs)
     actual = pointwise(graph)(*inputs)
     eager = function(*inputs)
     eager = eager if isinstance(eager, tuple) else (eager,)
@@ -58,6 +68,13 @@ FUNCTIONS = {
     "sums of products": lambda x, y: (torch.addcmul(x, y, y, value=0.3), torch.lerp(x, y, 0.2)),
     "activations": lambda x, y: (torch.relu(x), torch.tanh(y), torch.sigmoid(x), aten.gelu(y), aten.silu(x)),
     "more activations": lambda x, y: (aten.softplus(x), aten.elu(x, 0.7), aten.leaky_relu(y, 0.2), aten.hardtanh(x)),
+    "further activations": lambda x, y: (aten.mish(x), aten.hardswish(3 * y), aten.hardsigmoid(3 * x)),
+    "further derivatives": lambda x, y: (
+        aten.mish_backward(x, y),
+        aten.hardswish_backward(x, 3 * y),
+        aten.hardsigmoid_backward(x, 3 * y),
+        aten.log_sigmoid_backward(x, y, (-y.abs()).exp()),
+    ),
     "derivatives": lambda x, y: (
         aten.threshold_backward(x, y, 0),
         aten.tanh_backward(x, torch.tanh(y)),
@@ -147,6 +164,51 @@ def test_errors_are_summed_over_the_dimensions_that_were_broadcast(device, dims,
     check(lambda x, y: (x * y, (x * y).abs().sum(dims, keepdim), torch.sigmoid(x).sum(dims, keepdim)), x, y)
 
 
+def gated_error(dims, keepdim):
+    """The errors of silu(a) * b times a row plus a column: of a, of the product, of what was broadcast."""
+
+    def function(error, a, b, row, column):
+        to_product = error * row + column
+        sums = error.sum(dims, keepdim), (error * aten.silu(a) * b).sum(dims, keepdim)
+        return aten.silu_backward(to_product * b, a), to_product, *sums
+
+    return function
+
+
+SHAPES = [(5, 33), (1, 33), (5, 1), (1, 1), (0, 7), (300, 9)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_and_sums_of_a_gated_run_at_awkward_shapes(device, shape, dtype):
+    rows, columns = shape
+    sizes = (shape, shape, shape, (columns,), (rows, 1))
+    inputs = [torch.rand(size, device=device).to(dtype) + 0.5 for size in sizes]
+    for dims, keepdim in product(([0], [1]), (False, True)):
+        once, again = (check(gated_error(dims, keepdim), *inputs) for _ in range(2))
+        assert all(map(torch.equal, once, again))
+
+
+def test_numbers_that_a_run_provides_are_arguments(device):
+    def function(x, y, gain, step):
+        moved = aten.add.Tensor(x, y, alpha=step)
+        scaled = aten.mul.Tensor(gain, moved)
+        others = aten.sub.Tensor(gain, x), aten.div.Tensor(y, step), aten.add.Tensor(x, gain)
+        return moved, aten.sum.dim_IntList(scaled, [0]), *others
+
+    graph = with_numbers(function)
+    run = partial(run_pointwise, pointwise(graph).name)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = (torch.rand(2, 7, 33, device=device) + 0.5).to(dtype)
+        for numbers in ((0.3, 1.5), (1, -0.1), (2.0, 1.0)):
+            check(function, x, y, *numbers, trace=lambda *_: graph)
+        gain = torch.tensor(0.3, device=device)  # as the derivative of a loss comes
+        for number, scalar in zip(run(x, y, 0.3, 1.5), run(x, y, gain, 1.5), strict=True):
+            assert torch.equal(number, scalar)
+        plans = [pointwise(graph).plan(x, y, *numbers) for numbers in ((0.3, 1.5), (1.0, 7.0))]
+        assert plans[0] is plans[1]
+
+
 def test_a_sum_over_everything_and_over_many_shares(device):
     x = torch.randn(5000, 3, device=device)
     check(lambda x: (x * x).sum(), x)
@@ -175,7 +237,7 @@ def test_results_repeat_bit_for_bit_and_kernels_are_shared(device):
 def test_the_operator_keeps_its_contract_and_is_whole_in_a_compiled_function(device):
     x, bias = torch.randn(6, 5, device=device), torch.randn(5, device=device)
     kernel = pointwise(graph_of(lambda x, b: (torch.tanh(x + b), (x > b), (x * b).sum([0], True)), x, bias))
-    torch.library.opcheck(torch.ops.pccompile.pointwise.default, ([x, bias], kernel.key))
+    torch.library.opcheck(torch.ops.pccompile.pointwise.default, ([x, bias], [], kernel.key))
     compiled = torch.compile(lambda x, b: kernel(x, b)[0] + 1, backend="aot_eager", fullgraph=True)
     assert_close("output", torch.tanh(x + bias) + 1, compiled(x, bias))
 
@@ -202,6 +264,10 @@ def test_what_is_not_in_the_table_is_refused_by_name(device):
         pointwise(graph_of(lambda x: x + 1, x))(x.double())
     with pytest.raises(UsageError, match=r"dimensions \[0\] and \[1\]"):
         pointwise(graph_of(lambda x: (x.sum(0), x.sum(1)), x))(x)
+    with pytest.raises(UsageError, match="Tensor_Scalar with a number that the run provides"):
+        pointwise(with_numbers(lambda x, n: aten.pow.Tensor_Scalar(x, n)))(x, 2.0)
+    with pytest.raises(UsageError, match="1 inputs"):
+        pointwise(with_numbers(lambda n, x: aten.mul.Tensor(n, x)))(2.0, x)
     with pytest.raises(ShapeError, match="others are broadcast"):
         pointwise(graph_of(lambda x, y: (x + y, y * 2), x, x[0]))(x, x[0])
     with pytest.raises(ShapeError, match="is on meta"):
