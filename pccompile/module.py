@@ -360,21 +360,29 @@ class PCModule(nn.Module):
                     verify(compiled, self.rule, call)
                 return compiled
 
-            try:
-                return compiled_for(self.backend)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                if self.backend == "eager" or not self.optimize:
+            backends, failed = self._backends(), None
+            for backend in backends:
+                try:
+                    compiled = compiled_for(backend)
+                    break
+                except torch.OutOfMemoryError:
                     raise
-                compiled = compiled_for("eager")  # if this fails as well, the back end is not at fault
-                logger.warning(
-                    "the eager back end runs %s, as %r fails: %s", type(self.model).__name__, self.backend, error
-                )
-                return compiled
+                except Exception as error:
+                    if backend == backends[-1]:  # the back ends are not at fault
+                        raise
+                    failed = failed or error
+            if failed is not None:
+                name = type(self.model).__name__
+                logger.warning("the %s back end runs %s, as %r fails: %s", backend, name, self.backend, failed)
+            return compiled
 
         options = _structure(self.rule), self.vertices, observed, self.backend
         return self._variants.find(state, call, opens, options, trace, build)
+
+    def _backends(self) -> list[str]:
+        """The chosen back end, and those that take its place where it fails."""
+        others = ["aten", "eager"] if self.optimize and self.backend != "eager" else []
+        return list(dict.fromkeys([self.backend, *others]))
 
     def _opens(self) -> bool:
         """Whether recurrent networks, cells and attention are opened: asked for, or the rule's result depends on it."""

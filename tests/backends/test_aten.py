@@ -14,7 +14,7 @@ from torch import nn
 
 import pccompile
 from bench.steps.memory import peak_bytes
-from pccompile.backends import AtenBackend, EagerBackend
+from pccompile.backends import BACKENDS, AtenBackend, EagerBackend
 
 
 @functools.cache
@@ -259,6 +259,19 @@ def test_a_back_end_that_disagrees_with_the_model_is_replaced_by_the_eager_one_w
     assert pccompile.check(pc, x, y).bit_equal
     assert isinstance(pc._latest.backend, EagerBackend)
     assert "the eager back end runs Sequential, as 'aten' fails" in caplog.text
+
+
+def test_another_back_end_that_fails_is_replaced_by_aten(monkeypatch, caplog):
+    class Failing(AtenBackend):
+        def infer(self, *args):
+            raise RuntimeError("no such luck")
+
+    monkeypatch.setitem(BACKENDS, "inductor", Failing)
+    model, x, y = deep(2), torch.randn(4, 8), torch.tensor([0, 1, 2, 0])
+    pc = pccompile.compile(model, loss_fn=F.cross_entropy, backend="inductor", dynamic=False)
+    assert pccompile.check(pc, x, y).bit_equal
+    assert type(pc._latest.backend) is AtenBackend
+    assert "the aten back end runs Sequential, as 'inductor' fails: no such luck" in caplog.text
 
 
 def test_what_the_model_itself_is_at_fault_for_is_refused_whatever_the_back_end():
